@@ -1,0 +1,164 @@
+"""What crosses the boundary between the front end and the engine.
+
+The structs are encoded with msgspec (MessagePack) when the engine is another process and handed over as they
+are when it is not. Never pickle: a message is data, whoever sends it.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from octavo.scheduler.sampling import SamplingParams
+
+
+class AddRequest(msgspec.Struct, frozen=True, tag="add"):
+    """Front end → engine: start a request.
+
+    Attributes:
+        request_id: The front end's own unique id, never the client's.
+        prompt_token_ids: The prompt, every id in ``[0, vocab_size)``.
+        sampling: How to sample and when to stop.
+        cache_salt: Prefix-cache namespace; requests with different salts never share blocks. "" is the common one.
+        arrival: Seconds on this machine's monotonic clock at which the front end received the request.
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    cache_salt: str = ""
+    arrival: float = 0.0
+
+
+class AbortRequests(msgspec.Struct, frozen=True, tag="abort"):
+    """Front end → engine: forget these requests and free their blocks. Unknown ids are ignored and counted."""
+
+    request_ids: list[str]
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
+    """Front end → engine: end the process now; the front end has drained."""
+
+
+class CheckIntegrity(msgspec.Struct, frozen=True, tag="check"):
+    """Front end → engine: verify every invariant of the pool between two steps; answered by `IntegrityReport`."""
+
+    ticket: int
+
+
+class SequenceDelta(msgspec.Struct, frozen=True):
+    """New tokens of one sequence of a request.
+
+    Attributes:
+        request_id: The request.
+        index: Which of the request's n sequences, from 0.
+        token_ids: The tokens this step added; the stop token that ended the sequence is included.
+        finish_reason: None while running; then "stop", "length", "abort" or "error".
+        stop_token_id: The token that ended the sequence, when finish_reason is "stop".
+        cached_tokens: Prompt tokens whose KV came from the prefix cache.
+        error: What failed, when finish_reason is "error".
+    """
+
+    request_id: str
+    index: int
+    token_ids: list[int]
+    finish_reason: str | None = None
+    stop_token_id: int | None = None
+    cached_tokens: int = 0
+    error: str | None = None
+
+
+class EngineStats(msgspec.Struct, frozen=True):
+    """A snapshot of the engine after a step. Counters only grow, from 0 at the engine's start.
+
+    Attributes:
+        running, waiting: Sequences holding a place in the batch; sequences queued.
+        blocks_total, blocks_used, blocks_cached, blocks_free: used + cached + free = total. Cached blocks have no
+            owner but keep reusable KV.
+        blocks_shared: Blocks with more than one owner. blocks_saved: blocks that sharing spares right now.
+        slots_filled: Token slots holding KV inside used blocks.
+        steps, step_seconds: Steps executed, and the time spent in them.
+        prompt_tokens, generated_tokens: Tokens computed by kind (prompt: without prefix hits).
+        prefix_queries, prefix_hits: Prompt tokens looked up in, and found in, the prefix cache.
+        preemptions: Sequences put back to waiting because blocks ran out.
+        evictions: Cached blocks whose content was given up. copies: copy-on-write block copies.
+        deduplicated: Blocks given back because another request had made the same one.
+        finished: Finished sequences by reason.
+        unknown_aborts: Aborts for requests that were not there (any more).
+    """
+
+    running: int = 0
+    waiting: int = 0
+    blocks_total: int = 0
+    blocks_used: int = 0
+    blocks_cached: int = 0
+    blocks_free: int = 0
+    blocks_shared: int = 0
+    blocks_saved: int = 0
+    slots_filled: int = 0
+    steps: int = 0
+    step_seconds: float = 0.0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    preemptions: int = 0
+    evictions: int = 0
+    copies: int = 0
+    deduplicated: int = 0
+    finished: dict[str, int] = {}
+    unknown_aborts: int = 0
+
+
+class LoadProgress(msgspec.Struct, frozen=True, tag="progress"):
+    """Engine → front end while starting: what it is doing, for a person to read."""
+
+    text: str
+
+
+class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
+    """Engine → front end, once: ready, and what it is serving.
+
+    Attributes:
+        model_name: Name or path the operator gave. vocab_size: token ids lie in ``[0, vocab_size)``.
+        max_model_len: Longest prompt + output, in tokens. eos_token_ids: the model's end-of-sequence tokens.
+        block_size, num_blocks: Shape of the KV pool. max_num_seqs: the largest batch.
+        device, dtype, attention_backend: What ``auto`` came to mean.
+        report: Start-up report, line by line.
+    """
+
+    model_name: str
+    vocab_size: int
+    max_model_len: int
+    eos_token_ids: list[int]
+    block_size: int
+    num_blocks: int
+    max_num_seqs: int
+    device: str
+    dtype: str
+    attention_backend: str
+    report: list[str]
+
+
+class StartFailed(msgspec.Struct, frozen=True, tag="failed"):
+    """Engine → front end: the engine could not start. ``kind`` is the class name in `octavo.errors`."""
+
+    kind: str
+    message: str
+
+
+class StepOutput(msgspec.Struct, frozen=True, tag="step"):
+    """Engine → front end, once a step: all new tokens, and the state after it. Without deltas it is a heartbeat."""
+
+    deltas: list[SequenceDelta]
+    stats: EngineStats
+
+
+class IntegrityReport(msgspec.Struct, frozen=True, tag="integrity"):
+    """Engine → front end: answer to `CheckIntegrity`; an empty list of problems is good news."""
+
+    ticket: int
+    problems: list[str]
+
+
+ToEngine = AddRequest | AbortRequests | Shutdown | CheckIntegrity
+FromEngine = LoadProgress | EngineInfo | StartFailed | StepOutput | IntegrityReport

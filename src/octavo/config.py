@@ -1,0 +1,252 @@
+"""Configuration: frozen dataclasses, composed, resolved and validated once.
+
+Each field carries its own help text and command-line spelling, so that the dataclasses, the ``--help`` page
+and the documentation cannot drift apart. Values that are discovered at start (the number of KV blocks, the
+device that ``auto`` meant) are returned by whoever discovers them and passed on; nothing here is written to
+after construction.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import Field, dataclass, field, fields
+from typing import Any
+
+from octavo.errors import ConfigError
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(i?)[bB]?\s*$")
+_SIZE_POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+def parse_bytes(text: str) -> int:
+    """Reads a size in bytes: ``2GiB``, ``500MB``, ``1073741824``. ``i`` means powers of 1024.
+
+    Raises:
+        ConfigError: The text is not a size.
+    """
+    match = _SIZE.match(text)
+    if match is None:
+        raise ConfigError(f"{text!r} is not a size in bytes; write it as 2GiB, 500MB or 1073741824")
+    number, unit, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** _SIZE_POWER[unit.lower()])
+
+
+def parse_count(text: str) -> int:
+    """Reads a count: ``4096``, ``32k`` (32 × 1024), ``1M``.
+
+    Raises:
+        ConfigError: The text is not a whole, non-negative count.
+    """
+    match = re.match(r"^\s*(\d+)\s*([kKmM]?)\s*$", text)
+    if match is None:
+        raise ConfigError(f"{text!r} is not a count; write it as 4096, 32k or 1M")
+    return int(match[1]) * 1024 ** _SIZE_POWER[match[2].lower()]
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    parse: Callable[[str], Any] = str,
+    choices: tuple[str, ...] | None = None,
+    flag: str | None = None,
+) -> Any:
+    """A dataclass field that is also a command-line option.
+
+    Args:
+        default: The value when nobody says otherwise.
+        help: One sentence for ``--help``.
+        parse: Turns the command line's text into the value; raises `ConfigError`.
+        choices: The accepted values, if they are few.
+        flag: The option's spelling, without dashes; by default the field's name with ``-`` for ``_``.
+    """
+    return field(default=default, metadata={"help": help, "parse": parse, "choices": choices, "flag": flag})
+
+
+def _positive(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"{flag_of(owner, name)} must be at least 1, not {value}")
+
+
+def _one_of(owner: object) -> None:
+    for spec in options(type(owner)):
+        value, choices = getattr(owner, spec.name), spec.metadata["choices"]
+        if choices is not None and value not in choices:
+            raise ConfigError(f"--{_flag(spec)} must be one of {', '.join(choices)}, not {value!r}")
+
+
+def _flag(spec: Field[Any]) -> str:
+    return spec.metadata.get("flag") or spec.name.replace("_", "-")
+
+
+def flag_of(owner: object, name: str) -> str:
+    """The command-line spelling of a field, dashes included."""
+    return next(f"--{_flag(spec)}" for spec in fields(owner) if spec.name == name)  # type: ignore[arg-type]
+
+
+def options(cls: type) -> Iterator[Field[Any]]:
+    """The fields of a config class that are command-line options."""
+    return (spec for spec in fields(cls) if "help" in spec.metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model, and how its weights are loaded."""
+
+    model: str = DEFAULT_MODEL
+    load_format: str = option(
+        "auto",
+        "auto reads the model's files; dummy makes seeded random weights from its config alone",
+        choices=("auto", "dummy"),
+    )
+    dtype: str = option(
+        "auto",
+        "the type of weights and activations; auto takes the checkpoint's own, bfloat16 for float32 ones",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    max_model_len: int | None = option(
+        None,
+        "the longest sequence (prompt + output, in tokens) to serve; default: the model's own limit, "
+        "or what the KV pool can hold if that is less",
+        parse=parse_count,
+    )
+    seed: int = option(0, "seed for sampling without a request seed, and for dummy weights", parse=int)
+    trust_remote_code: bool = option(False, "accept model folders whose config names Python code of its own")
+
+    def __post_init__(self) -> None:
+        _one_of(self)
+        _positive(self, "max_model_len")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """The pool of KV blocks."""
+
+    block_size: int = option(16, "tokens in one KV block", parse=parse_count)
+    num_blocks: int | None = option(
+        None, "number of KV blocks; default: as many as fit in --kv-cache-memory", parse=parse_count, flag="num-blocks"
+    )
+    memory: int | None = option(
+        None,
+        "bytes for the KV pool, such as 2GiB; default: --memory-ratio of what is free once the weights are loaded",
+        parse=parse_bytes,
+        flag="kv-cache-memory",
+    )
+    memory_ratio: float = option(0.5, "the share of free memory that the KV pool takes, between 0 and 1", parse=float)
+    prefix_caching: bool = option(True, "reuse the KV blocks of equal prompt beginnings")
+
+    def __post_init__(self) -> None:
+        _positive(self, "block_size", "num_blocks", "memory")
+        if not 0 < self.memory_ratio < 1:
+            raise ConfigError(f"--memory-ratio must lie between 0 and 1, not {self.memory_ratio}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerConfig:
+    """How requests share the steps."""
+
+    max_num_seqs: int = option(64, "sequences that run at the same time, at most", parse=parse_count)
+    max_num_batched_tokens: int = option(
+        1024, "tokens computed in one step, at most: the token budget that decodes and prefill chunks share",
+        parse=parse_count,
+    )
+    max_waiting: int = option(1024, "requests that may wait; one more is refused with a 429", parse=parse_count)
+    watermark_ratio: float = option(
+        0.01, "the share of the pool kept free at admission, so that running sequences can grow", parse=float
+    )
+
+    def __post_init__(self) -> None:
+        _positive(self, "max_num_seqs", "max_num_batched_tokens", "max_waiting")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"--max-num-batched-tokens ({self.max_num_batched_tokens}) must be at least --max-num-seqs "
+                f"({self.max_num_seqs}): every running sequence may need one token of each step"
+            )
+        if not 0 <= self.watermark_ratio < 1:
+            raise ConfigError(f"--watermark-ratio must lie between 0 and 1, not {self.watermark_ratio}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionConfig:
+    """Where and with which kernels the model runs."""
+
+    device: str = option("auto", "cpu, or cuda; auto takes a GPU when there is one", choices=("auto", "cpu", "cuda"))
+    attention_backend: str = option(
+        "auto",
+        "the paged-attention kernels: triton on a GPU, cpu (numba) without one, reference is plain torch",
+        choices=("auto", "triton", "cpu", "reference"),
+    )
+    threads: int | None = option(None, "CPU threads for the model; default: the cores this process may use", parse=parse_count)
+
+    def __post_init__(self) -> None:
+        _one_of(self)
+        _positive(self, "threads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Everything the engine process needs to know."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+
+    @staticmethod
+    def sections() -> dict[str, type]:
+        """Section name → its config class, in the order of ``--help``."""
+        return {"model": ModelConfig, "cache": CacheConfig, "scheduler": SchedulerConfig, "execution": ExecutionConfig}
+
+    @classmethod
+    def of(cls, **values: Any) -> EngineConfig:
+        """Builds the config from flat keyword arguments, each going to the section that knows it.
+
+        Raises:
+            ConfigError: A name is unknown, or a value is out of range.
+        """
+        sections = {name: take_known(section, values) for name, section in cls.sections().items()}
+        if values:
+            known = sorted(f.name for section in cls.sections().values() for f in fields(section))
+            raise ConfigError(f"unknown option {next(iter(values))!r}; the known ones are {', '.join(known)}")
+        return cls(**sections)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """The HTTP front end."""
+
+    host: str = option("127.0.0.1", "address to listen on")
+    port: int = option(8000, "port to listen on; 0 takes a free one", parse=int)
+    served_model_name: str | None = option(None, "the model name that clients use; default: MODEL")
+    shutdown_timeout: float = option(30.0, "seconds that running requests get to finish after SIGTERM", parse=float)
+    max_body_bytes: int = option(8 * 1024 * 1024, "the largest request body", parse=parse_bytes)
+    log_level: str = option("info", "how much the server logs", choices=("debug", "info", "warning", "error"))
+
+    def __post_init__(self) -> None:
+        _one_of(self)
+        _positive(self, "max_body_bytes")
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"--port must lie between 0 and 65535, not {self.port}")
+        if self.shutdown_timeout < 0:
+            raise ConfigError(f"--shutdown-timeout must not be negative, got {self.shutdown_timeout}")
+
+
+def take_known(section: type, values: dict[str, Any]) -> Any:
+    """Builds one config section from the values it knows, removing them from ``values``."""
+    return section(**{f.name: values.pop(f.name) for f in fields(section) if f.name in values})
+
+
+def to_mapping(config: EngineConfig) -> dict[str, Any]:
+    """The inverse of `EngineConfig.of`: a flat mapping, for sending a config to another process."""
+    return {
+        f.name: getattr(getattr(config, name), f.name)
+        for name, section in EngineConfig.sections().items()
+        for f in fields(section)
+    }
+
+
