@@ -1,0 +1,1 @@
+"""Policy: which sequences compute how many tokens in the next step, and who gives way. No tensors in here."""

@@ -152,7 +152,8 @@ class SchedulerConfig:
 
     max_num_seqs: int = option(64, "sequences that run at the same time, at most", parse=parse_count)
     max_num_batched_tokens: int = option(
-        1024, "tokens computed in one step, at most: the token budget that decodes and prefill chunks share",
+        1024,
+        "tokens computed in one step, at most: the token budget that decodes and prefill chunks share",
         parse=parse_count,
     )
     max_waiting: int = option(1024, "requests that may wait; one more is refused with a 429", parse=parse_count)
@@ -181,7 +182,9 @@ class ExecutionConfig:
         "the paged-attention kernels: triton on a GPU, cpu (numba) without one, reference is plain torch",
         choices=("auto", "triton", "cpu", "reference"),
     )
-    threads: int | None = option(None, "CPU threads for the model; default: the cores this process may use", parse=parse_count)
+    threads: int | None = option(
+        None, "CPU threads for the model; default: the cores this process may use", parse=parse_count
+    )
 
     def __post_init__(self) -> None:
         _one_of(self)
@@ -248,5 +251,3 @@ def to_mapping(config: EngineConfig) -> dict[str, Any]:
         for name, section in EngineConfig.sections().items()
         for f in fields(section)
     }
-
-

@@ -1,0 +1,164 @@
+"""The physical blocks of one tier: take, share, release, evict.
+
+Every block is in exactly one of three states, and used + cached + free = total, always:
+
+    used    reference count ≥ 1: that many block tables hold it
+    cached  no owner, content indexed: free to be taken, and until then a prefix hit
+    free    no owner, nothing worth keeping
+
+Cached and free blocks share one list: free ones at its head, then cached ones, least recently used first.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from octavo.block_manager.free_list import NULL_BLOCK, FreeList
+from octavo.block_manager.hashing import ChainHash, chain_hash
+from octavo.block_manager.prefix_cache import PrefixCache
+
+
+class BlockCounts(NamedTuple):
+    """How many blocks are in which state; used + cached + free = total."""
+
+    total: int
+    used: int
+    cached: int
+    free: int
+
+
+class BlockPool:
+    """Blocks ``1 … num_blocks``. Id 0 is the null block, which nobody ever owns and padding points to.
+
+    Args:
+        num_blocks: Blocks that can be owned.
+        block_size: Tokens in a block.
+        hasher: Replaces the content hash; tests force collisions with it.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, hasher: ChainHash = chain_hash) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.cache = PrefixCache(num_blocks, block_size, hasher)
+        self.evictions = 0
+        self._free = FreeList(num_blocks)
+        self._owners = array("i", bytes(4 * (num_blocks + 1)))
+        self._idle_cached = 0  # blocks that are in the free list and indexed
+        self._shared = 0  # blocks with more than one owner
+        self._references = 0  # sum of all reference counts
+
+    @property
+    def available(self) -> int:
+        """Blocks that can be taken now: free ones and cached ones."""
+        return len(self._free)
+
+    @property
+    def counts(self) -> BlockCounts:
+        """The pool's blocks by state."""
+        available = len(self._free)
+        return BlockCounts(
+            self.num_blocks, self.num_blocks - available, self._idle_cached, available - self._idle_cached
+        )
+
+    @property
+    def shared(self) -> int:
+        """Blocks with more than one owner."""
+        return self._shared
+
+    @property
+    def saved(self) -> int:
+        """Blocks that would be needed on top if nothing were shared."""
+        return self._references - (self.num_blocks - len(self._free))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of bookkeeping, without the cached blocks' tokens (4 bytes per slot)."""
+        return len(self._owners) * self._owners.itemsize + self._free.nbytes + self.cache.nbytes
+
+    def owners(self, block: int) -> int:
+        """The block's reference count."""
+        return self._owners[block]
+
+    def take(self) -> int:
+        """Gives out one block to one owner, evicting the least recently used content if need be.
+
+        The caller has checked `available`.
+        """
+        block = self._free.pop()
+        if block in self.cache:
+            self.cache.remove(block)
+            self._idle_cached -= 1
+            self.evictions += 1
+        self._owners[block] = 1
+        self._references += 1
+        return block
+
+    def share(self, block: int) -> None:
+        """Adds an owner to a block that is in use or cached."""
+        owners = self._owners[block]
+        if owners == 0:
+            self._free.remove(block)
+            self._idle_cached -= 1
+        elif owners == 1:
+            self._shared += 1
+        self._owners[block] = owners + 1
+        self._references += 1
+
+    def release(self, blocks: Iterable[int]) -> None:
+        """Takes one owner from each block.
+
+        Args:
+            blocks: In the order in which they should be given up: a sequence's tail before its head, so that
+                the beginnings that others may share stay cached longest.
+        """
+        for block in blocks:
+            owners = self._owners[block] - 1
+            assert owners >= 0, f"block {block} has no owner to lose"
+            self._owners[block] = owners
+            self._references -= 1
+            if owners == 1:
+                self._shared -= 1
+            elif owners == 0:
+                if block in self.cache:
+                    self._free.push_tail(block)
+                    self._idle_cached += 1
+                else:
+                    self._free.push_head(block)
+
+    def forget(self, block: int) -> None:
+        """Drops what is known of a block's content; without an owner it becomes free."""
+        self.cache.remove(block)
+        if self._owners[block] == 0:
+            self._idle_cached -= 1
+            self._free.remove(block)
+            self._free.push_head(block)
+
+    def forget_idle(self) -> int:
+        """Drops the content of all blocks without an owner; returns how many there were."""
+        idle = [block for block in self._free if block in self.cache]
+        for block in idle:
+            self.forget(block)
+        return len(idle)
+
+    def check(self) -> list[str]:
+        """Every way in which the pool contradicts itself; O(num_blocks)."""
+        problems = self.cache.check()
+        listed = list(self._free)
+        if len(set(listed)) != len(listed) or len(listed) != len(self._free):
+            problems.append(f"the free list counts {len(self._free)} blocks and holds {len(set(listed))}")
+        free = set(listed)
+        for block in range(1, self.num_blocks + 1):
+            owners = self._owners[block]
+            if (owners == 0) != (block in free):
+                problems.append(f"block {block} has {owners} owners and is {'' if block in free else 'not '}free")
+        if self._owners[NULL_BLOCK] or NULL_BLOCK in free or NULL_BLOCK in self.cache:
+            problems.append("the null block is owned, free or cached")
+        expected = {
+            "cached": (self._idle_cached, sum(block in self.cache for block in free)),
+            "shared": (self._shared, sum(owners > 1 for owners in self._owners)),
+            "references": (self._references, sum(self._owners)),
+        }
+        problems += [f"counts {a} {name}, finds {b}" for name, (a, b) in expected.items() if a != b]
+        return problems

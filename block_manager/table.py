@@ -1,0 +1,45 @@
+"""Block tables: which blocks hold a sequence's KV, in order.
+
+All tables live in one int32 matrix, one row per running sequence. The matrix is also the kernels' input: it is
+never rebuilt, only the entries that change are written. Entries past a row's length are 0, the null block.
+
+    position p of row r  →  slot  ids[r, p // block_size] · block_size + p % block_size
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from octavo.block_manager.free_list import NULL_BLOCK
+
+
+class BlockTables:
+    """Block tables of up to ``num_rows`` sequences of up to ``max_blocks`` blocks.
+
+    Attributes:
+        ids: int32 ``[num_rows, max_blocks]``.
+        lengths: int32 ``[num_rows]``, blocks in each row.
+    """
+
+    def __init__(self, num_rows: int, max_blocks: int) -> None:
+        self.ids: npt.NDArray[np.int32] = np.zeros((num_rows, max_blocks), dtype=np.int32)
+        self.lengths: npt.NDArray[np.int32] = np.zeros(num_rows, dtype=np.int32)
+
+    def blocks(self, row: int) -> list[int]:
+        """The row's blocks, first to last."""
+        ids: list[int] = self.ids[row, : self.lengths[row]].tolist()
+        return ids
+
+    def extend(self, row: int, blocks: list[int]) -> None:
+        """Appends blocks to a row."""
+        length = int(self.lengths[row])
+        self.ids[row, length : length + len(blocks)] = blocks
+        self.lengths[row] = length + len(blocks)
+
+    def clear(self, row: int) -> list[int]:
+        """Empties a row and returns what was in it."""
+        blocks = self.blocks(row)
+        self.ids[row, : len(blocks)] = NULL_BLOCK
+        self.lengths[row] = 0
+        return blocks

@@ -1,0 +1,95 @@
+"""The running sequences as arrays, one row each.
+
+A steady decode step reads and writes whole columns and touches no Python object per sequence. The runner reads
+the same arrays as its input; only the scheduler writes them, and only between steps.
+
+    token_ids[row]   p p p p p p o o o · · · ·        p prompt, o output, · unused
+                             ▲     ▲
+                  num_computed     num_tokens          the step computes what lies between
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from octavo.scheduler.request import NO_ROW, Sequence
+
+_TWO_TO_64 = 1 << 64
+
+
+class Rows:
+    """Columns over ``num_rows`` sequences of up to ``max_model_len`` tokens.
+
+    Attributes:
+        token_ids: int32 ``[num_rows, max_model_len]``.
+        num_tokens, num_computed: int32; known tokens, and those whose KV is in the cache.
+        limit: int32; ``num_tokens`` at which the sequence ends.
+        prompt_len: int32; tokens of the prompt.
+        min_len: int32; ``num_tokens`` below which no stop token may be sampled.
+        stream: int64; see `octavo.scheduler.request.stream_of`.
+        unforked: bool; siblings are to be forked off when the prompt is complete.
+        stops_at_eos, has_stop_ids: bool; which kinds of stop token apply.
+        temperature, top_p, min_p: float32. top_k: int32. seed: uint64.
+        owner: The sequence in each row, or None.
+    """
+
+    def __init__(self, num_rows: int, max_model_len: int) -> None:
+        self.token_ids: npt.NDArray[np.int32] = np.zeros((num_rows, max_model_len), dtype=np.int32)
+        self.num_tokens = np.zeros(num_rows, dtype=np.int32)
+        self.num_computed = np.zeros(num_rows, dtype=np.int32)
+        self.limit = np.zeros(num_rows, dtype=np.int32)
+        self.prompt_len = np.zeros(num_rows, dtype=np.int32)
+        self.min_len = np.zeros(num_rows, dtype=np.int32)
+        self.stream = np.zeros(num_rows, dtype=np.int64)
+        self.unforked = np.zeros(num_rows, dtype=np.bool_)
+        self.stops_at_eos = np.zeros(num_rows, dtype=np.bool_)
+        self.has_stop_ids = np.zeros(num_rows, dtype=np.bool_)
+        self.temperature = np.zeros(num_rows, dtype=np.float32)
+        self.top_k = np.zeros(num_rows, dtype=np.int32)
+        self.top_p = np.ones(num_rows, dtype=np.float32)
+        self.min_p = np.zeros(num_rows, dtype=np.float32)
+        self.seed = np.zeros(num_rows, dtype=np.uint64)
+        self.owner: list[Sequence | None] = [None] * num_rows
+        self._free = list(range(num_rows - 1, -1, -1))
+
+    @property
+    def available(self) -> int:
+        """Rows that no sequence has."""
+        return len(self._free)
+
+    def occupy(self, sequence: Sequence, num_computed: int) -> int:
+        """Moves a sequence's tokens and parameters into a free row and returns the row."""
+        row = self._free.pop()
+        request, sampling = sequence.request, sequence.request.sampling
+        length = len(sequence.tokens)
+        self.token_ids[row, :length] = sequence.tokens
+        self.num_tokens[row] = length
+        self.num_computed[row] = num_computed
+        self.limit[row] = request.limit
+        self.prompt_len[row] = len(request.prompt)
+        self.unforked[row] = sequence.index == 0 and request.unforked > 0
+        self.min_len[row] = len(request.prompt) + sampling.min_tokens
+        self.stream[row] = sequence.stream
+        self.stops_at_eos[row] = not sampling.ignore_eos
+        self.has_stop_ids[row] = bool(sampling.stop_token_ids)
+        self.temperature[row] = sampling.temperature
+        self.top_k[row] = max(sampling.top_k, 0)
+        self.top_p[row] = sampling.top_p
+        self.min_p[row] = sampling.min_p
+        self.seed[row] = (request.seed + sequence.index * 0x9E3779B97F4A7C15) % _TWO_TO_64
+        self.owner[row] = sequence
+        sequence.row = row
+        return row
+
+    def vacate(self, sequence: Sequence) -> None:
+        """Moves a sequence's tokens out of its row and frees the row."""
+        row = sequence.row
+        sequence.tokens = self.tokens(row).copy()
+        sequence.row = NO_ROW
+        self.owner[row] = None
+        self._free.append(row)
+
+    def tokens(self, row: int) -> npt.NDArray[np.int32]:
+        """A view of the row's known tokens."""
+        return self.token_ids[row, : self.num_tokens[row]]
