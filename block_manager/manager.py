@@ -13,6 +13,8 @@ can share them already. If that step fails, `retract` takes the promise back.
 from __future__ import annotations
 
 from array import array
+from collections import Counter
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -87,7 +89,8 @@ class BlockManager:
     @property
     def max_tokens(self) -> int:
         """The most tokens that one sequence can ever keep in the pool: more is an answer of "never"."""
-        return min(self.pool.num_blocks, self.tables.ids.shape[1]) * self.block_size
+        num_columns: int = self.tables.ids.shape[1]
+        return min(self.pool.num_blocks, num_columns) * self.block_size
 
     def match_prefix(self, tokens: Tokens, salt: str = "") -> PrefixMatch:
         """Finds the longest cached prefix, in whole blocks, leaving at least one token to compute.
@@ -135,12 +138,9 @@ class BlockManager:
             self.prefix_queries += num_tokens
             self.prefix_hits += len(match.blocks) * self.block_size
 
-    def grow(self, row: int) -> bool:
-        """Appends one block to a row; False if no block is available."""
-        if not self.pool.available:
-            return False
+    def grow(self, row: int) -> None:
+        """Appends one block to a row; the caller has checked `BlockPool.available`."""
         self.tables.extend(row, [self.pool.take()])
-        return True
 
     def fork(self, source: int, target: int) -> None:
         """Makes an empty row share all blocks of another, a last partial one included."""
@@ -154,18 +154,26 @@ class BlockManager:
         if source in self._duplicates:
             self._duplicates.add(target)
 
-    def needs_copy(self, row: int, position: int) -> bool:
-        """Whether the block that holds this position has other owners, so writing to it needs a copy first."""
-        return self.pool.owners(int(self.tables.ids[row, position // self.block_size])) > 1
+    def copies_needed(self, writes: Iterable[tuple[int, int]]) -> int:
+        """Blocks that `make_writable` takes for all of these (row, position) together.
 
-    def make_writable(self, row: int, position: int) -> BlockCopy:
-        """Replaces a shared block by one of the row's own (copy-on-write); the caller has checked `available`.
+        Of the owners of a block the last one writes in place, so k of its k owners need k - 1 copies.
+        """
+        writers = Counter(int(self.tables.ids[row, position // self.block_size]) for row, position in writes)
+        return sum(min(count, self.pool.owners(block) - 1) for block, count in writers.items())
+
+    def make_writable(self, row: int, position: int) -> BlockCopy | None:
+        """Makes sure that the row alone owns the block of a position (copy-on-write).
+
+        The caller has checked `copies_needed` against `BlockPool.available`.
 
         Returns:
-            The copy of KV that has to run before anything is written in this step.
+            The copy of KV that has to run before anything is written in this step; None if none is needed.
         """
         index = position // self.block_size
         source = int(self.tables.ids[row, index])
+        if self.pool.owners(source) == 1:
+            return None
         destination = self.pool.take()
         self.tables.ids[row, index] = destination
         self.pool.release((source,))

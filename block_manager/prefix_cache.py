@@ -37,7 +37,7 @@ class PrefixCache:
         self._hash = array("q", bytes(8 * (num_blocks + 1)))
         self._parent = array("i", bytes(4 * (num_blocks + 1)))  # 0: not indexed
         # numpy's zeros are mapped lazily: tokens cost memory only for blocks that were ever cached.
-        self._tokens = memoryview(np.zeros((num_blocks + 1) * self._width, dtype=np.uint8))
+        self._tokens = np.zeros((num_blocks + 1) * self._width, dtype=np.uint8).data
         self._size = 0
         self.namespaces = Namespaces(hasher)
 

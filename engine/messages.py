@@ -20,6 +20,7 @@ class AddRequest(msgspec.Struct, frozen=True, tag="add"):
         sampling: How to sample and when to stop.
         cache_salt: Prefix-cache namespace; requests with different salts never share blocks. "" is the common one.
         arrival: Seconds on this machine's monotonic clock at which the front end received the request.
+        key: The number under which the engine answers; the engine client sets it.
     """
 
     request_id: str
@@ -27,12 +28,13 @@ class AddRequest(msgspec.Struct, frozen=True, tag="add"):
     sampling: SamplingParams
     cache_salt: str = ""
     arrival: float = 0.0
+    key: int = 0
 
 
 class AbortRequests(msgspec.Struct, frozen=True, tag="abort"):
-    """Front end → engine: forget these requests and free their blocks. Unknown ids are ignored and counted."""
+    """Front end → engine: forget these requests and free their blocks. Unknown keys are ignored and counted."""
 
-    request_ids: list[str]
+    keys: list[int]
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
@@ -46,7 +48,7 @@ class CheckIntegrity(msgspec.Struct, frozen=True, tag="check"):
 
 
 class SequenceDelta(msgspec.Struct, frozen=True):
-    """New tokens of one sequence of a request.
+    """New tokens of one sequence of a request, as the engine client hands them to a route.
 
     Attributes:
         request_id: The request.
@@ -79,9 +81,9 @@ class EngineStats(msgspec.Struct, frozen=True):
         steps, step_seconds: Steps executed, and the time spent in them.
         prompt_tokens, generated_tokens: Tokens computed by kind (prompt: without prefix hits).
         prefix_queries, prefix_hits: Prompt tokens looked up in, and found in, the prefix cache.
-        preemptions: Sequences put back to waiting because blocks ran out.
+        preemptions: Sequences put back to waiting because blocks ran out. recomputed_tokens: what that cost.
         evictions: Cached blocks whose content was given up. copies: copy-on-write block copies.
-        deduplicated: Blocks given back because another request had made the same one.
+        forks: Sequences that started by sharing all blocks of a sibling. deduplicated: blocks given back because another request had made the same one.
         finished: Finished sequences by reason.
         unknown_aborts: Aborts for requests that were not there (any more).
     """
@@ -102,8 +104,10 @@ class EngineStats(msgspec.Struct, frozen=True):
     prefix_queries: int = 0
     prefix_hits: int = 0
     preemptions: int = 0
+    recomputed_tokens: int = 0
     evictions: int = 0
     copies: int = 0
+    forks: int = 0
     deduplicated: int = 0
     finished: dict[str, int] = {}
     unknown_aborts: int = 0
@@ -146,11 +150,47 @@ class StartFailed(msgspec.Struct, frozen=True, tag="failed"):
     message: str
 
 
-class StepOutput(msgspec.Struct, frozen=True, tag="step"):
-    """Engine → front end, once a step: all new tokens, and the state after it. Without deltas it is a heartbeat."""
+class StreamEnd(msgspec.Struct, frozen=True, array_like=True):
+    """The end of one sequence; the fields mean what they mean in `SequenceDelta`."""
 
-    deltas: list[SequenceDelta]
-    stats: EngineStats
+    stream: int
+    reason: str
+    stop_token_id: int | None = None
+    error: str | None = None
+
+
+class StepOutput(msgspec.Struct, frozen=True, tag="step"):
+    """Engine → front end, once a step: all new tokens. Columns, so that a step of 1,024 tokens is no 1,024 objects.
+
+    Attributes:
+        streams: int64 bytes; `octavo.scheduler.request.split_stream` gives (key, index).
+        tokens: int32 bytes; ``tokens[i]`` goes to ``streams[i]``.
+        started: (stream, prefix hit in tokens) of sequences that got their first token.
+        finished: Sequences that ended.
+        stats: The state after the step; sent at a bounded rate.
+    """
+
+    streams: bytes
+    tokens: bytes
+    started: list[tuple[int, int]]
+    finished: list[StreamEnd]
+    stats: EngineStats | None = None
+
+
+class Rejected(msgspec.Struct, frozen=True, tag="rejected"):
+    """Engine → front end: a request was not taken. ``kind`` is the class name in `octavo.errors`."""
+
+    key: int
+    kind: str
+    message: str
+    param: str | None = None
+    largest: int = 0
+
+
+class Heartbeat(msgspec.Struct, frozen=True, tag="alive"):
+    """Engine → front end, several times a second from a thread of its own: the process is scheduled and breathing."""
+
+    steps: int
 
 
 class IntegrityReport(msgspec.Struct, frozen=True, tag="integrity"):
@@ -161,4 +201,4 @@ class IntegrityReport(msgspec.Struct, frozen=True, tag="integrity"):
 
 
 ToEngine = AddRequest | AbortRequests | Shutdown | CheckIntegrity
-FromEngine = LoadProgress | EngineInfo | StartFailed | StepOutput | IntegrityReport
+FromEngine = LoadProgress | EngineInfo | StartFailed | StepOutput | Rejected | Heartbeat | IntegrityReport

@@ -225,12 +225,14 @@ class Scheduler:
             self._suspects.popleft()
         failed = []
         for sequence in members:
+            if sequence.state is SequenceState.FINISHED:  # a sibling's failure took it along
+                continue
             sequence.failures += 1
             if len(members) > 1 and sequence.failures < _MAX_FAILURES:
                 self._leave_row(sequence)
                 sequence.become(SequenceState.PREEMPTED)
                 self._suspects.append(sequence)
-            elif sequence.state is not SequenceState.FINISHED:  # its sibling may have taken it along
+            else:
                 failed.append(Finished(sequence.stream, FinishReason.ERROR, error=error))
                 for sibling in list(sequence.request.sequences):
                     self._finish(sibling, FinishReason.ERROR)
@@ -239,35 +241,26 @@ class Scheduler:
     # ── step 1: one-token sequences get their block ───────────────────────────────────────────────────────
 
     def _prepare_decodes(self) -> list[BlockCopy]:
-        copies = []
-        for row in self._rows_that_write_elsewhere():
-            # An earlier iteration may have preempted it; its row is empty then.
-            while self.rows.owner[row] is not None:
-                position = int(self.rows.num_computed[row])
-                has_block = position < int(self.manager.tables.lengths[row]) * self.manager.block_size
-                if has_block and not self.manager.needs_copy(row, position):
-                    break
-                if not self.manager.pool.available:
-                    self._preempt(self._running[-1])
-                elif has_block:
-                    copies.append(self.manager.make_writable(row, position))
-                    break
-                else:
-                    self.manager.grow(row)
-                    break
+        """Gives every one-token sequence a block of its own to write to; preempts until there are enough."""
+        crossing, sharing = self._rows_that_write_elsewhere()
+        while len(crossing) + self.manager.copies_needed(sharing) > self.manager.pool.available:
+            self._preempt(self._running[-1])
+            crossing, sharing = self._rows_that_write_elsewhere()
+        # Nobody gives way from here on, so no block that is a copy's source or destination changes hands.
+        for row in crossing:
+            self.manager.grow(row)
         self._forked.clear()
-        return copies
+        return [copy for row, position in sharing if (copy := self.manager.make_writable(row, position))]
 
-    def _rows_that_write_elsewhere(self) -> list[int]:
-        """Rows of one-token sequences that cross into a new block or may share theirs, in order of arrival."""
+    def _rows_that_write_elsewhere(self) -> tuple[list[int], list[tuple[int, int]]]:
+        """One-token rows that cross into a new block, and (row, position) of those that may share theirs."""
         rows = self._rows_in_order()
         position = self.rows.num_computed[rows]
-        decodes = self.rows.num_tokens[rows] - position == 1
-        crossing = decodes & (position >= self.manager.tables.lengths[rows] * self.manager.block_size)
-        if self._forked:
-            crossing |= np.isin(rows, list(self._forked))
-        found: list[int] = rows[crossing].tolist()
-        return found
+        single = self.rows.num_tokens[rows] - position == 1
+        crosses = single & (position >= self.manager.tables.lengths[rows] * self.manager.block_size)
+        crossing: list[int] = rows[crosses].tolist()
+        shares = np.isin(rows, list(self._forked)) & single & ~crosses if self._forked else np.zeros_like(single)
+        return crossing, list(zip(rows[shares].tolist(), position[shares].tolist(), strict=True))
 
     def _preempt(self, victim: Sequence) -> None:
         """Takes a running sequence's blocks and lets it wait for its turn again; what it has is recomputed."""

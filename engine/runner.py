@@ -1,0 +1,38 @@
+"""Executes plans: copies, forward, sampling."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from octavo.engine.batch import InputBuffers
+from octavo.engine.kv_cache import KVCache
+from octavo.engine.sampler import Sampler
+from octavo.models.decoder import Decoder
+from octavo.scheduler.plan import StepPlan
+
+
+class ModelRunner:
+    """The model, its KV tensors and its input buffers.
+
+    Args:
+        decoder: The model. kv_cache: its KV tensors. inputs: fills a step's tensors. sampler: chooses tokens.
+    """
+
+    def __init__(self, decoder: Decoder, kv_cache: KVCache, inputs: InputBuffers, sampler: Sampler) -> None:
+        self._decoder = decoder
+        self._kv_cache = kv_cache
+        self._inputs = inputs
+        self._sampler = sampler
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan) -> npt.NDArray[np.int32]:
+        """Runs one step and returns int32 ``[num_samples]``, a token for each of ``plan.sample_rows``."""
+        self._kv_cache.copy(plan.copies)
+        step = self._inputs.build(plan)
+        hidden = self._decoder.forward(step.input_ids, step.positions, self._kv_cache.layers, step.paged)
+        if not len(plan.sample_from):
+            return np.empty(0, dtype=np.int32)
+        logits = self._decoder.logits(hidden[step.last_tokens])
+        return self._sampler.sample(logits, plan.sample_rows)

@@ -1,0 +1,140 @@
+"""Logits to tokens: greedy, temperature, top-k, top-p, min-p, reproducible by seed.
+
+Each token needs one uniform number, a hash of (seed of the sequence, position), and is found by inverting the
+cumulative distribution of its own row. So a seeded request samples the same tokens whatever else is in the batch,
+after a preemption, and on any device, and no generator state has to be kept per sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from octavo.scheduler.rows import Rows
+
+# Truncated rows (top-k, top-p, min-p) look at this many likeliest tokens first, and at all only if those do not
+# reach far enough: sorting a whole vocabulary costs more than a small model's decode step.
+_CANDIDATES = 256
+
+
+def uniforms(seeds: npt.NDArray[np.uint64], positions: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
+    """One number in [0, 1) for each (seed, position): the SplitMix64 finaliser (Steele et al., 2014)."""
+    x = seeds + (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+@dataclass(frozen=True, slots=True)
+class _Truncation:
+    """Per row, as columns ``[num_rows, 1]`` on the logits' device."""
+
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+
+
+class Sampler:
+    """Samples one token for each row of logits.
+
+    Args:
+        rows: The scheduler's running sequences; their sampling parameters are read from it.
+        eos_token_ids: Tokens that must not come before a row's ``min_len``.
+    """
+
+    def __init__(self, rows: Rows, eos_token_ids: list[int]) -> None:
+        self._rows = rows
+        self._eos = eos_token_ids
+
+    def sample(self, logits: Tensor, rows: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """Chooses the next token of each row.
+
+        Args:
+            logits: float32 ``[num_samples, vocab_size]``; may be written to.
+            rows: int32 ``[num_samples]``, the sequences' rows.
+
+        Returns:
+            int32 ``[num_samples]`` on the host.
+        """
+        self._forbid_early_stops(logits, rows)
+        tokens = logits.argmax(dim=-1)
+        sampled = np.flatnonzero(self._rows.temperature[rows] > 0)
+        if len(sampled):
+            where = torch.from_numpy(sampled).to(logits.device)
+            tokens[where] = self._sample_randomly(logits[where], rows[sampled])
+        host: npt.NDArray[np.int32] = tokens.to(torch.int32).cpu().numpy()
+        return host
+
+    def _forbid_early_stops(self, logits: Tensor, rows: npt.NDArray[np.int32]) -> None:
+        for i in np.flatnonzero(self._rows.num_tokens[rows] < self._rows.min_len[rows]).tolist():
+            owner = self._rows.owner[rows[i]]
+            assert owner is not None
+            sampling = owner.request.sampling
+            stops = [*sampling.stop_token_ids, *([] if sampling.ignore_eos else self._eos)]
+            logits[i, stops] = -torch.inf
+
+    def _sample_randomly(self, logits: Tensor, rows: npt.NDArray[np.int32]) -> Tensor:
+        columns, device = self._rows, logits.device
+        logits = logits / _column(columns.temperature[rows], device)
+        numbers = _column(uniforms(columns.seed[rows], columns.num_tokens[rows]), device)
+        truncation = _Truncation(
+            _column(columns.top_k[rows].astype(np.int64), device),
+            _column(columns.top_p[rows], device),
+            _column(columns.min_p[rows], device),
+        )
+        truncated = (columns.top_k[rows] > 0) | (columns.top_p[rows] < 1) | (columns.min_p[rows] > 0)
+        tokens = torch.empty(len(rows), dtype=torch.int64, device=device)
+        for subset, sample in ((~truncated, _sample_all), (truncated, _sample_truncated)):
+            chosen = np.flatnonzero(subset)
+            if len(chosen):
+                i = torch.from_numpy(chosen).to(device)
+                part = _Truncation(truncation.top_k[i], truncation.top_p[i], truncation.min_p[i])
+                tokens[i] = sample(logits[i], numbers[i], part)
+        return tokens
+
+
+def _sample_all(logits: Tensor, numbers: Tensor, _: _Truncation) -> Tensor:
+    return _invert(torch.softmax(logits, dim=-1), numbers)
+
+
+def _sample_truncated(logits: Tensor, numbers: Tensor, truncation: _Truncation) -> Tensor:
+    candidates = min(_CANDIDATES, logits.shape[-1])
+    tokens, covered = _sample_among(logits, numbers, truncation, candidates)
+    if not covered.all():
+        rest = torch.nonzero(~covered).squeeze(-1)
+        part = _Truncation(truncation.top_k[rest], truncation.top_p[rest], truncation.min_p[rest])
+        tokens[rest], _ = _sample_among(logits[rest], numbers[rest], part, logits.shape[-1])
+    return tokens
+
+
+def _sample_among(logits: Tensor, numbers: Tensor, cut: _Truncation, candidates: int) -> tuple[Tensor, Tensor]:
+    """Samples among the likeliest tokens; also tells for which rows these hold all that may be sampled."""
+    values, ids = logits.topk(candidates, dim=-1)
+    # Probabilities are those of the whole vocabulary, however few candidates are looked at.
+    probs = torch.exp(values - torch.logsumexp(logits, dim=-1, keepdim=True))
+    rank = torch.arange(candidates, device=logits.device)
+    within_k = (cut.top_k == 0) | (rank < cut.top_k)
+    # top-p applies to what top-k left, renormalised.
+    probs_k = probs * within_k
+    total_k = torch.where(cut.top_k == 0, 1.0, probs_k.sum(dim=-1, keepdim=True))
+    before = probs_k.cumsum(dim=-1) - probs_k
+    kept = within_k & ((before < cut.top_p * total_k) | (cut.top_p >= 1)) & (probs >= cut.min_p * probs[:, :1])
+    covered = ~kept[:, -1] | (candidates == logits.shape[-1])
+    choice = _invert(probs * kept, numbers)
+    return ids.gather(-1, choice.unsqueeze(-1)).squeeze(-1), covered
+
+
+def _invert(weights: Tensor, numbers: Tensor) -> Tensor:
+    """The index at which the cumulative weight passes ``number`` × the total: ``[num_rows]``."""
+    cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
+    choice = torch.searchsorted(cumulative, numbers * cumulative[:, -1:], right=True).squeeze(-1)
+    return choice.clamp_(max=weights.shape[-1] - 1)
+
+
+def _column(values: npt.NDArray[np.generic], device: torch.device) -> Tensor:
+    return torch.from_numpy(values).to(device).unsqueeze(-1)

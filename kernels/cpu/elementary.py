@@ -1,0 +1,38 @@
+"""Elementary functions that LLVM can vectorise: libm's are opaque calls, and one exp per score would cost as much
+as reading the KV cache."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+from octavo.kernels.cpu.bits import power_of_two
+
+# Sums may be reassociated, which vectorises them. NaN and infinity stay what they are: −inf marks "no key".
+FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
+LOG2E = np.float32(math.log2(math.e))
+LN2 = np.float32(math.log(2.0))
+
+# 2**f on |f| <= 1/2, Chebyshev-fitted with the value at 0 pinned to 1; relative error below 2e-7.
+_C1, _C2, _C3, _C4, _C5, _C6 = (
+    np.float32(c) for c in (6.931472e-01, 2.402265e-01, 5.550411e-02, 9.618129e-03, 1.333356e-03, 1.540353e-04)
+)
+_ONE, _TWO, _HALF, _SMALLEST = np.float32(1.0), np.float32(2.0), np.float32(0.5), np.float32(-126.0)
+
+
+@njit(fastmath=FASTMATH, forceinline=True)
+def exp2(x):
+    """2**x in float32 for x <= 0; below the normal range it stays at 2**−126, which no sum of weights notices."""
+    x = max(x, _SMALLEST)
+    whole = np.int32(x - _HALF)  # truncation towards zero rounds a negative x to the nearest
+    f = x - np.float32(whole)
+    return (_ONE + f * (_C1 + f * (_C2 + f * (_C3 + f * (_C4 + f * (_C5 + f * _C6)))))) * power_of_two(whole)
+
+
+@njit(fastmath=FASTMATH, forceinline=True)
+def softcapped(x, softcap):
+    """softcap · tanh(x / softcap), through an exponential that cannot overflow: only of −2|x / softcap|."""
+    e = exp2(-_TWO * LOG2E * abs(x) / softcap)
+    return math.copysign(softcap * (_ONE - e) / (_ONE + e), x)
