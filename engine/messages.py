@@ -6,9 +6,27 @@ are when it is not. Never pickle: a message is data, whoever sends it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from octavo.scheduler.sampling import SamplingParams
+
+# Heartbeats arrive at the engine's endpoint with this appended: a socket belongs to one thread.
+ALIVE_SUFFIX = ".alive"
+
+
+class Start(msgspec.Struct, frozen=True, tag="start"):
+    """Front end → engine, first of all: what to load.
+
+    Attributes:
+        options: `octavo.config.to_mapping` of the engine's config.
+        folder: The prepared model folder. name: what to call the model.
+    """
+
+    options: dict[str, Any]
+    folder: str
+    name: str
 
 
 class AddRequest(msgspec.Struct, frozen=True, tag="add"):
@@ -83,7 +101,8 @@ class EngineStats(msgspec.Struct, frozen=True):
         prefix_queries, prefix_hits: Prompt tokens looked up in, and found in, the prefix cache.
         preemptions: Sequences put back to waiting because blocks ran out. recomputed_tokens: what that cost.
         evictions: Cached blocks whose content was given up. copies: copy-on-write block copies.
-        forks: Sequences that started by sharing all blocks of a sibling. deduplicated: blocks given back because another request had made the same one.
+        forks: Sequences that started by sharing all blocks of a sibling.
+        deduplicated: Blocks given back because another request had made the same one.
         finished: Finished sequences by reason.
         unknown_aborts: Aborts for requests that were not there (any more).
     """
@@ -188,9 +207,9 @@ class Rejected(msgspec.Struct, frozen=True, tag="rejected"):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag="alive"):
-    """Engine → front end, several times a second from a thread of its own: the process is scheduled and breathing."""
+    """Engine → front end, several times a second from a thread of its own: the process gets to run."""
 
-    steps: int
+    beats: int
 
 
 class IntegrityReport(msgspec.Struct, frozen=True, tag="integrity"):

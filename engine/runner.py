@@ -9,6 +9,7 @@ import torch
 from octavo.engine.batch import InputBuffers
 from octavo.engine.kv_cache import KVCache
 from octavo.engine.sampler import Sampler
+from octavo.kernels.attention import PagedBatch
 from octavo.models.decoder import Decoder
 from octavo.scheduler.plan import StepPlan
 
@@ -25,6 +26,23 @@ class ModelRunner:
         self._kv_cache = kv_cache
         self._inputs = inputs
         self._sampler = sampler
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Runs a decode and a small prefill that read the null block and write nothing, so that kernels compile now."""
+        device = self._decoder.device
+        tokens = torch.zeros(4, dtype=torch.int64, device=device)
+        lens = torch.tensor([1, 3], dtype=torch.int32, device=device)
+        batch = PagedBatch(
+            block_tables=torch.zeros((2, 3), dtype=torch.int32, device=device),
+            seq_lens=lens,
+            cu_query_lens=torch.tensor([0, 1, 4], dtype=torch.int32, device=device),
+            slot_mapping=torch.full((4,), -1, dtype=torch.int64, device=device),
+            num_decodes=1,
+            max_query_len=3,
+            max_seq_len=3,
+        )
+        self._decoder.logits(self._decoder.forward(tokens, tokens, self._kv_cache.layers, batch))
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> npt.NDArray[np.int32]:

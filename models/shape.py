@@ -217,11 +217,13 @@ _GEMMA_DEFAULTS = {
     "tie_word_embeddings": True,
 }
 
+_QWEN_DEFAULTS = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
+
 _FAMILIES = {
     "LlamaForCausalLM": _Family(),
     "MistralForCausalLM": _Family(qkv_bias=False, defaults={"sliding_window": 4096, "num_key_value_heads": 8}),
-    "Qwen2ForCausalLM": _Family(qkv_bias=True),
-    "Qwen3ForCausalLM": _Family(fixed={"qk_norm": True}, defaults={"head_dim": 128}),
+    "Qwen2ForCausalLM": _Family(qkv_bias=True, defaults=_QWEN_DEFAULTS),
+    "Qwen3ForCausalLM": _Family(fixed={"qk_norm": True}, defaults=_QWEN_DEFAULTS | {"head_dim": 128}),
     "Gemma2ForCausalLM": _Family(
         gemma=True,
         defaults=_GEMMA_DEFAULTS

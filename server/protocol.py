@@ -8,7 +8,7 @@ disregards them would be wrong.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 from pydantic_core import PydanticCustomError
@@ -86,7 +86,7 @@ def _fault(message: str) -> PydanticCustomError:
     return PydanticCustomError("octavo", "{message}", {"message": message})
 
 
-def _is_ids(value: object) -> bool:
+def _is_ids(value: object) -> TypeGuard[list[int]]:
     # Compared by exact type, all at once: a prompt may have a million ids, and True is not a token.
     return isinstance(value, list) and set(map(type, value)) == {int}
 
@@ -117,9 +117,10 @@ def _parse_stop(value: object) -> tuple[str, ...]:
 def _parse_stop_token_ids(value: object) -> tuple[int, ...] | None:
     if value is None:
         return None
-    if value != [] and not _is_ids(value):
+    if value == []:
+        return ()
+    if not _is_ids(value):
         raise _fault("must be a list of token ids")
-    assert isinstance(value, list)
     if len(value) > MAX_STOP_TOKEN_IDS:
         raise _fault(f"takes at most {MAX_STOP_TOKEN_IDS} ids, not {len(value)}")
     return tuple(value)
@@ -281,9 +282,7 @@ class ChatMessage(_Strict):
     """One turn of a conversation; ``content`` is plain text, whatever form it was sent in."""
 
     role: Annotated[str, PlainValidator(_parse_role, json_schema_input_type=Literal[ROLES])]
-    content: Annotated[
-        str, PlainValidator(_parse_content, json_schema_input_type=str | list[dict[str, Any]] | None)
-    ] = ""
+    content: Annotated[str, PlainValidator(_parse_content, json_schema_input_type=str | list[dict[str, Any]] | None)]
     name: str | None = None
     tool_call_id: str | None = None
     tool_calls: Annotated[None, PlainValidator(_parse_absent, json_schema_input_type=None)] = None

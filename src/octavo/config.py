@@ -8,6 +8,7 @@ after construction.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import Field, dataclass, field, fields
@@ -44,6 +45,33 @@ def parse_count(text: str) -> int:
     if match is None:
         raise ConfigError(f"{text!r} is not a count; write it as 4096, 32k or 1M")
     return int(match[1]) * 1024 ** _SIZE_POWER[match[2].lower()]
+
+
+def parse_real(text: str) -> float:
+    """Reads a number such as ``0.9``.
+
+    Raises:
+        ConfigError: The text is not a finite number.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ConfigError(f"{text!r} is not a number; write it as 0.9")
+    return value
+
+
+def parse_int(text: str) -> int:
+    """Reads a whole number, negative ones included.
+
+    Raises:
+        ConfigError: The text is not a whole number.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"{text!r} is not a whole number") from None
 
 
 def option(
@@ -115,7 +143,7 @@ class ModelConfig:
         "or what the KV pool can hold if that is less",
         parse=parse_count,
     )
-    seed: int = option(0, "seed for sampling without a request seed, and for dummy weights", parse=int)
+    seed: int = option(0, "seed for sampling without a request seed, and for dummy weights", parse=parse_int)
     trust_remote_code: bool = option(False, "accept model folders whose config names Python code of its own")
 
     def __post_init__(self) -> None:
@@ -137,12 +165,16 @@ class CacheConfig:
         parse=parse_bytes,
         flag="kv-cache-memory",
     )
-    memory_ratio: float = option(0.5, "the share of free memory that the KV pool takes, between 0 and 1", parse=float)
+    memory_ratio: float | None = option(
+        None,
+        "the share of free memory that the KV pool takes, between 0 and 1; default: 0.9 on a GPU, 0.5 without",
+        parse=parse_real,
+    )
     prefix_caching: bool = option(True, "reuse the KV blocks of equal prompt beginnings")
 
     def __post_init__(self) -> None:
         _positive(self, "block_size", "num_blocks", "memory")
-        if not 0 < self.memory_ratio < 1:
+        if self.memory_ratio is not None and not 0 < self.memory_ratio < 1:
             raise ConfigError(f"--memory-ratio must lie between 0 and 1, not {self.memory_ratio}")
 
 
@@ -158,7 +190,7 @@ class SchedulerConfig:
     )
     max_waiting: int = option(1024, "requests that may wait; one more is refused with a 429", parse=parse_count)
     watermark_ratio: float = option(
-        0.01, "the share of the pool kept free at admission, so that running sequences can grow", parse=float
+        0.01, "the share of the pool kept free at admission, so that running sequences can grow", parse=parse_real
     )
 
     def __post_init__(self) -> None:
@@ -224,9 +256,9 @@ class ServerConfig:
     """The HTTP front end."""
 
     host: str = option("127.0.0.1", "address to listen on")
-    port: int = option(8000, "port to listen on; 0 takes a free one", parse=int)
+    port: int = option(8000, "port to listen on; 0 takes a free one", parse=parse_int)
     served_model_name: str | None = option(None, "the model name that clients use; default: MODEL")
-    shutdown_timeout: float = option(30.0, "seconds that running requests get to finish after SIGTERM", parse=float)
+    shutdown_timeout: float = option(30.0, "seconds that running requests get to finish after SIGTERM", parse=parse_real)
     max_body_bytes: int = option(8 * 1024 * 1024, "the largest request body", parse=parse_bytes)
     log_level: str = option("info", "how much the server logs", choices=("debug", "info", "warning", "error"))
 

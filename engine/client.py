@@ -1,0 +1,440 @@
+"""What the front end talks to: `EngineClient`, and the engine in a process of its own behind it.
+
+The engine's process is started, watched and, when it dies or falls silent, replaced:
+
+    loading ──► ready ──► restarting ──► ready …          closing ──► stopped
+                  │  ▲
+                  ▼  │
+            silent / stalled: alive on paper, but not breathing or not producing
+
+Every open request of an engine that ended gets an `EngineDeadError`; none of them hangs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+import numpy as np
+import zmq
+import zmq.asyncio
+
+import octavo.errors
+from octavo.config import EngineConfig, to_mapping
+from octavo.engine.messages import (
+    ALIVE_SUFFIX,
+    AbortRequests,
+    AddRequest,
+    CheckIntegrity,
+    EngineInfo,
+    EngineStats,
+    FromEngine,
+    IntegrityReport,
+    LoadProgress,
+    Rejected,
+    SequenceDelta,
+    Shutdown,
+    Start,
+    StartFailed,
+    StepOutput,
+    ToEngine,
+)
+from octavo.engine.prepare import PreparedModel
+from octavo.engine.streams import RequestStream
+from octavo.errors import (
+    EngineDeadError,
+    EngineUnavailableError,
+    NeverFitsError,
+    OctavoError,
+    QueueFullError,
+    SetupError,
+)
+from octavo.scheduler.request import split_stream
+
+log = logging.getLogger(__name__)
+
+# Heartbeats come five times a second. One second without makes the engine "silent", which only costs readiness;
+# it is killed after much longer, since a machine that swaps or sleeps recovers by itself.
+SILENT_AFTER = 1.0
+KILLED_AFTER = 15.0
+STALLED_AFTER = 60.0
+
+_FIRST_BACKOFF = 0.5
+_LONGEST_BACKOFF = 30.0
+_HEALTHY_AFTER = 60.0
+
+
+class EngineClient(Protocol):
+    """An engine, wherever it runs. All methods belong to one event loop and none of them blocks it."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What is being served; valid once `start` has returned."""
+
+    @property
+    def stats(self) -> EngineStats:
+        """The latest snapshot."""
+
+    @property
+    def ready(self) -> bool:
+        """Loaded, alive, and making progress."""
+
+    @property
+    def status(self) -> str:
+        """"loading", "ready", "silent", "stalled", "restarting" or "stopped"."""
+
+    @property
+    def restarts(self) -> int:
+        """Engines that ended and were replaced."""
+
+    async def start(self, on_progress: Callable[[str], None] = lambda text: None) -> EngineInfo:
+        """Starts the engine.
+
+        Raises:
+            SetupError: It cannot serve the model as configured.
+        """
+
+    def generate(self, request: AddRequest) -> AsyncIterator[SequenceDelta]:
+        """Runs a request, yielding new tokens until each of its n sequences has a finish reason.
+
+        Closing the iterator early aborts the request and frees its blocks.
+
+        Raises:
+            ClientError: Before the first item: the request is malformed or can never fit.
+            CapacityError: Before the first item: the queue is full, or the engine is not up.
+            EngineDeadError: At any time: the engine ended.
+        """
+
+    async def check_integrity(self) -> list[str]:
+        """Every invariant of the block pool that does not hold; an empty list is good news."""
+
+    async def close(self) -> None:
+        """Stops the engine."""
+
+
+class ProcessEngineClient:
+    """An `EngineClient` whose engine is a child process.
+
+    Args:
+        config: The engine's options. model: the prepared model.
+    """
+
+    def __init__(self, config: EngineConfig, model: PreparedModel) -> None:
+        self._start = Start(to_mapping(config), str(model.folder), model.name)
+        self._streams: dict[int, RequestStream] = {}
+        self._keys = itertools.count(1)
+        self._tickets: dict[int, asyncio.Future[list[str]]] = {}
+        self._info: EngineInfo | None = None
+        self._stats = EngineStats()
+        self._status = "loading"
+        self._restarts = 0
+        self._engine: _EngineProcess | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._last_progress = time.monotonic()
+
+    @property
+    def info(self) -> EngineInfo:
+        if self._info is None:
+            raise EngineUnavailableError("the engine is still loading")
+        return self._info
+
+    @property
+    def stats(self) -> EngineStats:
+        return self._stats
+
+    @property
+    def ready(self) -> bool:
+        return self.status == "ready"
+
+    @property
+    def status(self) -> str:
+        if self._status != "ready" or self._engine is None:
+            return self._status
+        if self._engine.silence > SILENT_AFTER:
+            return "silent"
+        if self._streams and time.monotonic() - self._last_progress > STALLED_AFTER:
+            return "stalled"
+        return "ready"
+
+    @property
+    def restarts(self) -> int:
+        return self._restarts
+
+    @property
+    def engine_pid(self) -> int | None:
+        """The engine's process id while there is one."""
+        return self._engine.pid if self._engine else None
+
+    async def start(self, on_progress: Callable[[str], None] = lambda text: None) -> EngineInfo:
+        info = await self._launch(on_progress)
+        self._supervisor = asyncio.create_task(self._supervise(), name="engine supervisor")
+        return info
+
+    async def generate(self, request: AddRequest) -> AsyncIterator[SequenceDelta]:
+        engine = self._engine
+        if engine is None or self._status != "ready":
+            raise EngineUnavailableError(f"the engine is {self.status}; try again in a moment", retry_after=2.0)
+        key = next(self._keys)
+        stream = RequestStream(request.request_id, request.sampling.n)
+        if not self._streams:
+            self._last_progress = time.monotonic()
+        self._streams[key] = stream
+        engine.send(msgspec.structs.replace(request, key=key))
+        try:
+            async for delta in stream.deltas():
+                yield delta
+        finally:
+            del self._streams[key]
+            if not stream.done:
+                engine.send(AbortRequests([key]))
+
+    async def check_integrity(self) -> list[str]:
+        if self._engine is None or self._status != "ready":
+            raise EngineUnavailableError(f"the engine is {self.status}")
+        ticket = next(self._keys)
+        answer = self._tickets[ticket] = asyncio.get_running_loop().create_future()
+        self._engine.send(CheckIntegrity(ticket))
+        return await answer
+
+    async def close(self) -> None:
+        self._status = "stopped"
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._supervisor
+        self._fail_open(EngineUnavailableError("the server is shutting down"))
+        if self._engine is not None:
+            await self._engine.close()
+
+    # ── the engine's life ─────────────────────────────────────────────────────────────────────────────────
+
+    async def _launch(self, on_progress: Callable[[str], None]) -> EngineInfo:
+        self._engine = await _EngineProcess.spawn(self._start)
+        try:
+            self._info = await self._engine.wait_ready(on_progress)
+        except BaseException:
+            await self._engine.close()
+            self._engine = None
+            raise
+        self._status = "ready"
+        return self._info
+
+    async def _supervise(self) -> None:
+        """Hands out what the engine says; replaces it when it ends."""
+        backoff = _FIRST_BACKOFF
+        while True:
+            assert self._engine is not None
+            born = time.monotonic()
+            reason = await self._engine.listen(self._handle)
+            self._status = "restarting"
+            log.error("the engine ended: %s; starting another in %.1f s", reason, backoff)
+            self._fail_open(EngineDeadError(f"the engine ended while this request was running: {reason}"))
+            await self._engine.close()
+            backoff = _FIRST_BACKOFF if time.monotonic() - born > _HEALTHY_AFTER else backoff
+            backoff = await self._relaunch(backoff)
+
+    async def _relaunch(self, backoff: float) -> float:
+        """Starts engines until one is ready; returns the wait before the next attempt after that."""
+        while True:
+            await asyncio.sleep(backoff)
+            backoff = min(2 * backoff, _LONGEST_BACKOFF)
+            try:
+                await self._launch(lambda text: None)
+            except OctavoError as error:
+                log.error("the engine did not start: %s; trying again in %.1f s", error, backoff)
+            else:
+                self._restarts += 1
+                log.warning("the engine is back")
+                return backoff
+
+    def _fail_open(self, failure: OctavoError) -> None:
+        for stream in self._streams.values():
+            stream.fail(failure)
+        for answer in self._tickets.values():
+            if not answer.done():
+                answer.set_exception(failure)
+        self._tickets.clear()
+
+    # ── what the engine says ──────────────────────────────────────────────────────────────────────────────
+
+    def _handle(self, message: FromEngine) -> None:
+        match message:
+            case StepOutput():
+                self._handle_step(message)
+            case Rejected():
+                if stream := self._streams.get(message.key):
+                    stream.fail(_rejection(message))
+            case IntegrityReport():
+                answer = self._tickets.pop(message.ticket, None)
+                if answer is not None and not answer.done():
+                    answer.set_result(message.problems)
+
+    def _handle_step(self, output: StepOutput) -> None:
+        self._last_progress = time.monotonic()
+        if output.stats is not None:
+            self._stats = output.stats
+        for number, cached_tokens in output.started:
+            if found := self._find(number):
+                found[0].start(found[1], cached_tokens)
+        streams = np.frombuffer(output.streams, dtype=np.int64).tolist()
+        tokens = np.frombuffer(output.tokens, dtype=np.int32).tolist()
+        for number, token in zip(streams, tokens, strict=True):
+            if found := self._find(number):
+                found[0].push(found[1], token)
+        for end in output.finished:
+            if found := self._find(end.stream):
+                found[0].end(found[1], end)
+
+    def _find(self, number: int) -> tuple[RequestStream, int] | None:
+        """The stream and index of a sequence; None if its reader has left."""
+        key, index = split_stream(number)
+        stream = self._streams.get(key)
+        return (stream, index) if stream is not None else None
+
+
+def _rejection(message: Rejected) -> OctavoError:
+    kind = getattr(octavo.errors, message.kind)
+    if kind is NeverFitsError:
+        return NeverFitsError(message.message, largest=message.largest, param=message.param)
+    if kind is QueueFullError:
+        return QueueFullError(message.message)
+    if issubclass(kind, octavo.errors.ClientError):
+        error: OctavoError = kind(message.message, param=message.param)
+        return error
+    return octavo.errors.RequestFailedError(message.message)
+
+
+class _EngineProcess:
+    """One engine process and the two sockets to it."""
+
+    def __init__(self, process: asyncio.subprocess.Process, folder: Path, context: zmq.asyncio.Context) -> None:
+        self._process = process
+        self._folder = folder
+        self._context = context
+        self._socket = context.socket(zmq.PAIR)
+        self._alive = context.socket(zmq.PULL)
+        self._decoder = msgspec.msgpack.Decoder(FromEngine)
+        self._last_beat = time.monotonic()
+
+    @classmethod
+    async def spawn(cls, start: Start) -> _EngineProcess:
+        """Starts the process and tells it what to load."""
+        # A fresh folder that only this user can enter: nobody else can connect.
+        folder = Path(tempfile.mkdtemp(prefix="octavo-"))
+        endpoint = f"ipc://{folder}/engine"
+        context = zmq.asyncio.Context()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "octavo.engine.process", endpoint, stdin=asyncio.subprocess.DEVNULL
+        )
+        engine = cls(process, folder, context)
+        engine._socket.bind(endpoint)
+        engine._alive.bind(endpoint + ALIVE_SUFFIX)
+        engine.send(start)
+        return engine
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the last heartbeat."""
+        return time.monotonic() - self._last_beat
+
+    def send(self, message: Start | ToEngine) -> None:
+        """Sends without waiting: the queue to the engine is unbounded, the number of requests is not."""
+        self._socket.send(msgspec.msgpack.encode(message))
+
+    async def wait_ready(self, on_progress: Callable[[str], None]) -> EngineInfo:
+        """Waits until the model is loaded.
+
+        Raises:
+            SetupError: The engine said why it cannot start, or ended without a word.
+        """
+        ended = asyncio.create_task(self._process.wait())
+        try:
+            while True:
+                message = await self._receive_or(ended)
+                match message:
+                    case EngineInfo():
+                        return message
+                    case LoadProgress():
+                        on_progress(message.text)
+                    case StartFailed():
+                        raise getattr(octavo.errors, message.kind)(message.message)
+                    case None:
+                        raise SetupError(f"the engine process ended while loading ({self._exit_words()})")
+        finally:
+            ended.cancel()
+
+    async def listen(self, handle: Callable[[FromEngine], None]) -> str:
+        """Passes on messages until the engine has ended; returns how."""
+        self._last_beat = time.monotonic()
+        tasks = {
+            asyncio.create_task(self._process.wait()),
+            asyncio.create_task(self._pass_on(handle)),
+            asyncio.create_task(self._watch_heart()),
+        }
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if self._process.returncode is None:
+                self._process.kill()
+                await self._process.wait()
+                return f"silent for {self.silence:.0f} s, so it was killed"
+            return self._exit_words()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Ends the process, politely first, and removes its sockets."""
+        if self._process.returncode is None:
+            self.send(Shutdown())
+            try:
+                await asyncio.wait_for(self._process.wait(), timeout=2.0)
+            except TimeoutError:
+                self._process.kill()
+                await self._process.wait()
+        self._context.destroy(linger=0)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def _receive_or(self, ended: asyncio.Task[int]) -> FromEngine | None:
+        """The next message; None if the process ended and left none."""
+        incoming = asyncio.ensure_future(self._socket.recv())
+        await asyncio.wait({incoming, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if not incoming.done():
+            # Its last words may still be on their way.
+            await asyncio.wait({incoming}, timeout=0.2)
+        if incoming.done():
+            return self._decoder.decode(incoming.result())
+        incoming.cancel()
+        return None
+
+    async def _pass_on(self, handle: Callable[[FromEngine], None]) -> None:
+        while True:
+            try:
+                handle(self._decoder.decode(await self._socket.recv()))
+            except (msgspec.MsgspecError, ValueError, LookupError):
+                log.exception("a message from the engine could not be handled")
+
+    async def _watch_heart(self) -> None:
+        while self.silence < KILLED_AFTER:
+            if await self._alive.poll(timeout=1000):
+                await self._alive.recv()
+                self._last_beat = time.monotonic()
+
+    def _exit_words(self) -> str:
+        code = self._process.returncode
+        return f"killed by signal {-code}" if code is not None and code < 0 else f"exit status {code}"

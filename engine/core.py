@@ -1,0 +1,225 @@
+"""EngineCore: the step loop's body. Schedule, execute, update."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from octavo.block_manager.manager import BlockManager
+from octavo.config import EngineConfig
+from octavo.engine.batch import InputBuffers
+from octavo.engine.kv_cache import KVCache
+from octavo.engine.memory import free_host_memory, plan_pool, report, resolve_dtype
+from octavo.engine.messages import AddRequest, EngineInfo, EngineStats
+from octavo.engine.runner import ModelRunner
+from octavo.engine.sampler import Sampler
+from octavo.kernels.attention import select_backend
+from octavo.models.loader import load_model
+from octavo.models.shape import ModelShape
+from octavo.scheduler.plan import StepResult
+from octavo.scheduler.scheduler import Scheduler
+
+log = logging.getLogger(__name__)
+
+
+class EngineCore:
+    """A model, its KV pool and its scheduler.
+
+    Not thread-safe: one thread adds, aborts and steps.
+
+    Attributes:
+        info: What is being served.
+        scheduler: Plans the steps. runner: executes them.
+    """
+
+    def __init__(self, info: EngineInfo, scheduler: Scheduler, runner: ModelRunner) -> None:
+        self.info = info
+        self.scheduler = scheduler
+        self.runner = runner
+        self._step_seconds = 0.0
+
+    @classmethod
+    def load(
+        cls, config: EngineConfig, folder: Path, *, name: str, progress: Callable[[str], None] = lambda text: None
+    ) -> EngineCore:
+        """Loads a model folder.
+
+        Args:
+            folder: A prepared model folder; see `octavo.engine.prepare`.
+            name: What to call the model.
+            progress: Told what is being done.
+
+        Raises:
+            SetupError: The weights, the options or the memory do not do.
+        """
+        shape = ModelShape.read(folder, trust_remote_code=config.model.trust_remote_code)
+        device = _choose_device(config.execution.device)
+        threads = _set_threads(config.execution.threads)
+        dtype = resolve_dtype(config.model.dtype, shape)
+        progress(f"loading {name} ({shape.num_parameters / 1e6:,.0f} M parameters, {dtype}) on {device.type}")
+        backend = select_backend(device, config.execution.attention_backend)
+        decoder = load_model(
+            folder,
+            dtype=dtype,
+            device=device,
+            max_model_len=config.model.max_model_len or shape.max_position_embeddings,
+            load_format=config.model.load_format,
+            seed=config.model.seed,
+            attention_backend=config.execution.attention_backend,
+        )
+        plan = plan_pool(config, shape, free=_free_memory(device), device=device.type)
+        manager = BlockManager(
+            num_blocks=plan.num_blocks,
+            block_size=config.cache.block_size,
+            num_rows=config.scheduler.max_num_seqs,
+            max_blocks_per_row=-(-plan.max_model_len // config.cache.block_size),
+            prefix_caching=config.cache.prefix_caching,
+        )
+        scheduler = Scheduler(
+            config.scheduler,
+            manager,
+            max_model_len=plan.max_model_len,
+            vocab_size=shape.vocab_size,
+            eos_token_ids=shape.eos_token_ids,
+            seed=config.model.seed,
+        )
+        kv_cache = KVCache(
+            num_layers=shape.num_layers,
+            num_blocks=plan.num_blocks,
+            num_kv_heads=shape.num_kv_heads,
+            block_size=config.cache.block_size,
+            head_dim=shape.head_dim,
+            dtype=getattr(torch, dtype),
+            device=device,
+            backend=backend,
+        )
+        inputs = InputBuffers(
+            scheduler.rows,
+            manager.tables,
+            block_size=config.cache.block_size,
+            max_num_tokens=config.scheduler.max_num_batched_tokens,
+            max_num_seqs=config.scheduler.max_num_seqs,
+            device=device,
+        )
+        runner = ModelRunner(decoder, kv_cache, inputs, Sampler(scheduler.rows, list(shape.eos_token_ids)))
+        progress("compiling kernels")
+        runner.warm_up()
+        where = f"{_device_name(device)} · {threads} threads · {backend.name} attention"
+        info = EngineInfo(
+            model_name=name,
+            vocab_size=shape.vocab_size,
+            max_model_len=plan.max_model_len,
+            eos_token_ids=list(shape.eos_token_ids),
+            block_size=config.cache.block_size,
+            num_blocks=plan.num_blocks,
+            max_num_seqs=config.scheduler.max_num_seqs,
+            device=device.type,
+            dtype=dtype,
+            attention_backend=backend.name,
+            report=report(plan, config, shape, name=name, where=where),
+        )
+        return cls(info, scheduler, runner)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has anything to do."""
+        return self.scheduler.has_work
+
+    def add(self, request: AddRequest) -> None:
+        """Queues a request under ``request.key``.
+
+        Raises:
+            ClientError: It is malformed or can never fit.
+            QueueFullError: Too many wait already.
+        """
+        self.scheduler.add(request.key, request.prompt_token_ids, request.sampling, request.cache_salt)
+
+    def abort(self, keys: Iterable[int]) -> None:
+        """Ends requests and frees their blocks; unknown keys are counted."""
+        for key in keys:
+            self.scheduler.abort(key)
+
+    def step(self) -> StepResult:
+        """Schedules, executes and updates; one bad step never ends the engine."""
+        started = time.monotonic()
+        plan = self.scheduler.schedule()
+        if plan is None:
+            return StepResult()
+        try:
+            tokens = self.runner.execute(plan)
+        except Exception as error:
+            log.exception("step %d failed with %d sequences", plan.number, len(plan.rows))
+            return self.scheduler.fail(plan, f"{type(error).__name__}: {error}")
+        finally:
+            self._step_seconds += time.monotonic() - started
+        return self.scheduler.update(plan, tokens)
+
+    def stats(self) -> EngineStats:
+        """A snapshot of the state."""
+        scheduler, manager, counters = self.scheduler, self.scheduler.manager, self.scheduler.counters
+        blocks = manager.pool.counts
+        return EngineStats(
+            running=scheduler.num_running,
+            waiting=scheduler.num_waiting,
+            blocks_total=blocks.total,
+            blocks_used=blocks.used,
+            blocks_cached=blocks.cached,
+            blocks_free=blocks.free,
+            blocks_shared=manager.pool.shared,
+            blocks_saved=manager.pool.saved,
+            slots_filled=blocks.used * manager.block_size - self._unfilled_slots(),
+            steps=counters.steps,
+            step_seconds=self._step_seconds,
+            prompt_tokens=counters.prompt_tokens,
+            generated_tokens=counters.generated_tokens,
+            prefix_queries=manager.prefix_queries,
+            prefix_hits=manager.prefix_hits,
+            preemptions=counters.preemptions,
+            recomputed_tokens=counters.recomputed_tokens,
+            evictions=manager.pool.evictions,
+            copies=manager.copies,
+            forks=counters.forks,
+            deduplicated=manager.deduplicated,
+            finished=dict(scheduler.finished),
+            unknown_aborts=counters.unknown_aborts,
+        )
+
+    def check_integrity(self) -> list[str]:
+        """Every invariant that does not hold, in words."""
+        return self.scheduler.check_integrity()
+
+    def _unfilled_slots(self) -> int:
+        """Slots in used blocks that hold no KV yet; a tail that siblings share counts once."""
+        tables, rows = self.scheduler.manager.tables, self.scheduler.rows
+        held = np.flatnonzero(tables.lengths)
+        tails = tables.ids[held, tables.lengths[held] - 1]
+        _, first = np.unique(tails, return_index=True)
+        unfilled = tables.lengths[held] * self.scheduler.manager.block_size - rows.num_computed[held]
+        return int(unfilled[first].sum())
+
+
+def _choose_device(requested: str) -> torch.device:
+    if requested == "auto":
+        requested = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(requested)
+
+
+def _set_threads(requested: int | None) -> int:
+    import os
+
+    threads = requested or len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    return threads
+
+
+def _free_memory(device: torch.device) -> int:
+    return free_host_memory() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
+
+
+def _device_name(device: torch.device) -> str:
+    return "CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)

@@ -1,0 +1,132 @@
+"""Sizes the KV pool from what is free, and explains the arithmetic. Loads no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from octavo.config import EngineConfig
+from octavo.errors import ConfigError, MemoryTooSmallError
+from octavo.models.shape import ModelShape
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+# The share of free memory that the pool takes when nobody says otherwise. A GPU is there for nothing else; a
+# computer's memory is also for its other programs.
+_DEFAULT_RATIO = {"cuda": 0.9, "cpu": 0.5}
+
+_REPORTED_LENGTHS = (512, 2048, 8192)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPlan:
+    """How large the KV pool is, and why.
+
+    Attributes:
+        block_bytes: K and V of one block in all layers. num_blocks: blocks that can be owned.
+        max_model_len: The longest sequence that is served.
+        why: The arithmetic behind ``num_blocks``, in words.
+    """
+
+    block_bytes: int
+    num_blocks: int
+    max_model_len: int
+    why: str
+
+
+def resolve_dtype(requested: str, shape: ModelShape) -> str:
+    """What ``--dtype auto`` means for a checkpoint: its own type, except that float32 is served as bfloat16."""
+    if requested != "auto":
+        return requested
+    return shape.dtype if shape.dtype in ("bfloat16", "float16") else "bfloat16"
+
+
+def free_host_memory() -> int:
+    """Bytes that this process could still allocate: what the kernel calls available, within any cgroup limit."""
+    with open("/proc/meminfo") as lines:
+        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except OSError:
+        return available
+    return available if limit == "max" else min(available, max(0, int(limit) - used))
+
+
+def plan_pool(config: EngineConfig, shape: ModelShape, *, free: int, device: str) -> PoolPlan:
+    """Decides the number of KV blocks and the longest sequence.
+
+    Args:
+        free: Bytes that are free once the weights are loaded.
+        device: "cpu" or "cuda".
+
+    Raises:
+        ConfigError: ``--max-model-len`` is beyond what the model was made for.
+        MemoryTooSmallError: The pool does not fit, or is smaller than one sequence; names what does fit.
+    """
+    size = config.cache.block_size
+    block_bytes = size * shape.kv_bytes_per_token(DTYPE_BYTES[resolve_dtype(config.model.dtype, shape)])
+    wanted = config.model.max_model_len
+    if wanted is not None and wanted > shape.max_position_embeddings:
+        raise ConfigError(
+            f"--max-model-len {wanted} is more than the {shape.max_position_embeddings} positions "
+            "this model was made for"
+        )
+    num_blocks, why = _num_blocks(config, shape, free, device, block_bytes)
+    # The last token of a sequence is returned and never computed, so it needs no slot.
+    largest = num_blocks * size + 1
+    if wanted is not None and wanted > largest:
+        raise MemoryTooSmallError(
+            f"--max-model-len {wanted} does not fit: {why}, which hold sequences of at most {largest} tokens; "
+            f"lower it to {largest}, or give the pool more memory (--kv-cache-memory, --num-blocks)"
+        )
+    return PoolPlan(block_bytes, num_blocks, wanted or min(shape.max_position_embeddings, largest), why)
+
+
+def _num_blocks(
+    config: EngineConfig, shape: ModelShape, free: int, device: str, block_bytes: int
+) -> tuple[int, str]:
+    cache, size = config.cache, config.cache.block_size
+    if cache.num_blocks is not None or cache.memory is not None:
+        count = cache.num_blocks if cache.num_blocks is not None else (cache.memory or 0) // block_bytes
+        told = f"--num-blocks {count}" if cache.num_blocks is not None else f"--kv-cache-memory {_gib(cache.memory or 0)}"
+        if count * block_bytes > free:
+            raise MemoryTooSmallError(
+                f"{told} needs {_gib(count * block_bytes)} and {_gib(free)} are free; "
+                f"at most {free // block_bytes} blocks fit"
+            )
+        if count < 1:
+            raise MemoryTooSmallError(f"{told} is less than one KV block of {block_bytes:,} bytes")
+        return count, f"{told} makes {count:,} blocks of {size} tokens"
+    ratio = cache.memory_ratio if cache.memory_ratio is not None else _DEFAULT_RATIO[device]
+    count = int(free * ratio) // block_bytes
+    if count < 1:
+        raise MemoryTooSmallError(f"{ratio:.0%} of the {_gib(free)} free is less than one KV block of {block_bytes:,} bytes")
+    longest = config.model.max_model_len or shape.max_position_embeddings
+    useful = config.scheduler.max_num_seqs * -(-longest // size)
+    if count > useful:
+        return useful, f"--max-num-seqs {config.scheduler.max_num_seqs} × {longest:,} tokens can use {useful:,} blocks"
+    return count, f"{ratio:.0%} of {_gib(free)} free makes {count:,} blocks of {size} tokens"
+
+
+def report(plan: PoolPlan, config: EngineConfig, shape: ModelShape, *, name: str, where: str) -> list[str]:
+    """The start-up report: weights, bytes per block, number of blocks, tokens and concurrency."""
+    dtype = resolve_dtype(config.model.dtype, shape)
+    width, size = DTYPE_BYTES[dtype], config.cache.block_size
+    weights = shape.num_parameters * width
+    tokens = plan.num_blocks * size
+    lengths = sorted({min(length, plan.max_model_len) for length in _REPORTED_LENGTHS})
+    concurrency = " · ".join(f"{plan.num_blocks // -(-n // size):,} of {n:,} tokens" for n in lengths)
+    return [
+        f"model        {name} · {shape.num_parameters / 1e6:,.1f} M parameters × {width} B ({dtype}) = {_gib(weights)}",
+        f"runs on      {where}",
+        f"KV block     {size} tokens × {shape.num_layers} layers × 2 (K, V) × {shape.num_kv_heads} heads × "
+        f"{shape.head_dim} × {width} B = {plan.block_bytes:,} B",
+        f"KV pool      {plan.why} = {_gib(plan.num_blocks * plan.block_bytes)}, {tokens:,} tokens",
+        f"concurrency  {concurrency} (at most {config.scheduler.max_num_seqs} run at once)",
+        f"longest      {plan.max_model_len:,} tokens, prompt + output",
+    ]
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,47 @@
+"""Everything that can be found wrong before a process is spawned and weights are read. Loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from octavo.config import EngineConfig
+from octavo.engine.memory import DTYPE_BYTES, free_host_memory, plan_pool, resolve_dtype
+from octavo.models.resolve import resolve
+from octavo.models.shape import ModelShape
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedModel:
+    """A model folder that has passed the checks.
+
+    Attributes:
+        folder: Holds ``config.json``, ``tokenizer.json`` and the weights.
+        name: What clients call the model unless the operator says otherwise.
+    """
+
+    folder: Path
+    name: str
+
+
+def prepare_model(config: EngineConfig, progress: Callable[[str], None] = lambda text: None) -> PreparedModel:
+    """Finds the model, fetching or converting it if need be, and checks that it can be served as configured.
+
+    Args:
+        progress: Told about every step that takes a while.
+
+    Raises:
+        SetupError: The model does not exist, is of an unsupported kind, or does not fit.
+    """
+    found = resolve(config.model.model, progress=progress)
+    shape = ModelShape.read(found.path, trust_remote_code=config.model.trust_remote_code)
+    if config.execution.device != "cuda":
+        # A GPU's memory is measured by the engine; asking for it takes torch.
+        weights = shape.num_parameters * DTYPE_BYTES[resolve_dtype(config.model.dtype, shape)]
+        _check_memory(config, shape, free_host_memory() - weights)
+    return PreparedModel(found.path, found.name)
+
+
+def _check_memory(config: EngineConfig, shape: ModelShape, free: int) -> None:
+    plan_pool(config, shape, free=free, device="cpu")

@@ -1,0 +1,176 @@
+"""The engine process: a core behind a socket.
+
+    python -m octavo.engine.process ENDPOINT
+
+The front end binds two Unix sockets. On ENDPOINT it sends `Start` and then `ToEngine` messages, and gets
+`FromEngine` messages; on ENDPOINT.alive a thread of this process says several times a second that it is alive, also
+while a long step runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import zmq
+
+from octavo.config import EngineConfig
+from octavo.engine.core import EngineCore
+from octavo.engine.messages import (
+    ALIVE_SUFFIX,
+    AbortRequests,
+    AddRequest,
+    CheckIntegrity,
+    FromEngine,
+    Heartbeat,
+    IntegrityReport,
+    LoadProgress,
+    Rejected,
+    Shutdown,
+    Start,
+    StartFailed,
+    StepOutput,
+    StreamEnd,
+    ToEngine,
+)
+from octavo.errors import CapacityError, ClientError, NeverFitsError, SetupError
+from octavo.scheduler.plan import StepResult
+
+HEARTBEAT_SECONDS = 0.2
+STATS_SECONDS = 0.1
+
+
+class EngineLoop:
+    """Takes messages between steps, and sends what the steps produce.
+
+    Args:
+        core: The engine. socket: the connected message socket.
+    """
+
+    def __init__(self, core: EngineCore, socket: zmq.Socket[bytes]) -> None:
+        self._core = core
+        self._socket = socket
+        self._decoder = msgspec.msgpack.Decoder(ToEngine)
+        self._stopping = False
+        self._next_stats = 0.0
+
+    def run(self) -> None:
+        """Works until a `Shutdown` comes."""
+        while not self._stopping:
+            self._take_messages()
+            if self._core.has_work:
+                self._send_result(self._core.step())
+
+    def _take_messages(self) -> None:
+        if not self._core.has_work:
+            self._send_stats()
+            self._socket.poll()  # nothing to do until somebody wants something
+        while self._socket.poll(0):
+            self._handle(self._decoder.decode(self._socket.recv()))
+
+    def _handle(self, message: ToEngine) -> None:
+        match message:
+            case AddRequest():
+                self._add(message)
+            case AbortRequests():
+                self._core.abort(message.keys)
+            case CheckIntegrity():
+                send(self._socket, IntegrityReport(message.ticket, self._core.check_integrity()))
+            case Shutdown():
+                self._stopping = True
+
+    def _add(self, request: AddRequest) -> None:
+        try:
+            self._core.add(request)
+        except (ClientError, CapacityError) as error:
+            largest = error.largest if isinstance(error, NeverFitsError) else 0
+            param = error.param if isinstance(error, ClientError) else None
+            send(self._socket, Rejected(request.key, type(error).__name__, str(error), param, largest))
+        except Exception as error:  # one request may never end the engine
+            logging.getLogger(__name__).exception("request %d could not be added", request.key)
+            send(self._socket, Rejected(request.key, "RequestFailedError", f"{type(error).__name__}: {error}"))
+
+    def _send_result(self, result: StepResult) -> None:
+        now = time.monotonic()
+        due = now >= self._next_stats
+        if not due and not len(result.streams) and not result.finished:
+            return
+        send(
+            self._socket,
+            StepOutput(
+                streams=result.streams.tobytes(),
+                tokens=result.tokens.tobytes(),
+                started=list(result.started),
+                finished=[StreamEnd(f.stream, str(f.reason), f.stop_token_id, f.error) for f in result.finished],
+                stats=self._core.stats() if due else None,
+            ),
+        )
+        if due:
+            self._next_stats = now + STATS_SECONDS
+
+    def _send_stats(self) -> None:
+        """Before going idle: the state that will stay true until the next request."""
+        send(self._socket, StepOutput(b"", b"", [], [], self._core.stats()))
+
+
+class _Heart(threading.Thread):
+    """Tells the front end that this process gets to run, and ends it when the front end is gone."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
+        super().__init__(name="heartbeat", daemon=True)
+        self._context = context
+        self._endpoint = endpoint
+        self._parent = os.getppid()
+
+    def run(self) -> None:
+        socket = self._context.socket(zmq.PUSH)
+        socket.linger = 0
+        socket.connect(self._endpoint + ALIVE_SUFFIX)
+        beats = 0
+        while os.getppid() == self._parent:
+            beats += 1
+            send(socket, Heartbeat(beats))
+            time.sleep(HEARTBEAT_SECONDS)
+        os._exit(1)  # orphaned: nobody will ever ask for anything again
+
+
+def send(socket: zmq.Socket[bytes], message: FromEngine) -> None:
+    """Encodes and sends one message."""
+    socket.send(msgspec.msgpack.encode(message))
+
+
+def main(endpoint: str) -> int:
+    """Serves one front end; returns the exit status."""
+    # Ctrl-C reaches every process of the terminal; the front end decides when this one ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.basicConfig(format="%(levelname)s engine: %(message)s")
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    socket = context.socket(zmq.PAIR)
+    socket.connect(endpoint)
+    _Heart(context, endpoint).start()
+    start = msgspec.msgpack.decode(socket.recv(), type=Start)
+    try:
+        core = _load(start, lambda text: send(socket, LoadProgress(text)))
+    except SetupError as error:
+        send(socket, StartFailed(type(error).__name__, str(error)))
+        socket.close(linger=1000)
+        return 1
+    send(socket, core.info)
+    EngineLoop(core, socket).run()
+    socket.close(linger=0)
+    return 0
+
+
+def _load(start: Start, progress: Any) -> EngineCore:
+    return EngineCore.load(EngineConfig.of(**start.options), Path(start.folder), name=start.name, progress=progress)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,86 @@
+"""What a route reads from while its request runs: new tokens, merged while nobody reads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator
+
+from octavo.engine.messages import SequenceDelta, StreamEnd
+
+
+class RequestStream:
+    """The open end of one request, filled by the client's receiving task and read by one route.
+
+    A slow reader gets fewer, longer deltas: tokens that pile up are merged per sequence.
+
+    Args:
+        request_id: The front end's id. n: sequences to wait for.
+    """
+
+    def __init__(self, request_id: str, n: int) -> None:
+        self._request_id = request_id
+        self._open = n
+        self._tokens: defaultdict[int, list[int]] = defaultdict(list)
+        self._ends: dict[int, StreamEnd] = {}
+        self._cached: dict[int, int] = {}
+        self._failure: Exception | None = None
+        self._news = asyncio.Event()
+
+    @property
+    def done(self) -> bool:
+        """Whether the engine has nothing more to say about this request."""
+        return self._open <= 0 or self._failure is not None
+
+    def push(self, index: int, token: int) -> None:
+        """Adds a token of one sequence."""
+        self._tokens[index].append(token)
+        self._news.set()
+
+    def start(self, index: int, cached_tokens: int) -> None:
+        """Notes the prefix hit of a sequence that got its first token."""
+        self._cached[index] = cached_tokens
+
+    def end(self, index: int, end: StreamEnd) -> None:
+        """Ends one sequence; an error ends the request."""
+        self._ends[index] = end
+        self._open = 0 if end.reason == "error" else self._open - 1
+        self._news.set()
+
+    def fail(self, failure: Exception) -> None:
+        """Ends the request with an exception, raised after what has arrived already."""
+        if not self.done:
+            self._failure = failure
+            self._news.set()
+
+    async def deltas(self) -> AsyncIterator[SequenceDelta]:
+        """New tokens until every sequence has ended.
+
+        Raises:
+            OctavoError: What `fail` was called with.
+        """
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            for delta in self._take():
+                yield delta
+            if self._failure is not None:
+                raise self._failure
+            if self.done and not self._tokens and not self._ends:
+                return
+
+    def _take(self) -> list[SequenceDelta]:
+        tokens, ends = self._tokens, self._ends
+        self._tokens, self._ends = defaultdict(list), {}
+        return [self._delta(index, tokens.get(index, []), ends.get(index)) for index in sorted({*tokens, *ends})]
+
+    def _delta(self, index: int, tokens: list[int], end: StreamEnd | None) -> SequenceDelta:
+        return SequenceDelta(
+            request_id=self._request_id,
+            index=index,
+            token_ids=tokens,
+            finish_reason=end.reason if end else None,
+            stop_token_id=end.stop_token_id if end else None,
+            cached_tokens=self._cached.get(index, 0),
+            error=end.error if end else None,
+        )

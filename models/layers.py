@@ -1,0 +1,176 @@
+"""The operations of a decoder layer, as plain callables over weight tensors.
+
+There is no ``nn.Module`` here: nothing is trained, and at one token per sequence a step of a small model is bound
+by what Python does around the kernels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from octavo.models.shape import RopeShape
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+
+
+def _can_pack(weight: Tensor) -> bool:
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if weight.dtype is torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return weight.dtype is torch.float16 and bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+
+
+class Linear:
+    """``x Wᵀ + b``.
+
+    On a CPU with 16-bit matrix instructions the weights are reordered once into oneDNN's own layout. ``F.linear``
+    would reorder them in every call, and for one row of bfloat16 it falls back to a loop that is some twenty times
+    slower. In float32 the plain call is as fast, and exact.
+
+    Args:
+        weight: [out, in]; may be dropped by the caller, as packing makes its own copy.
+        bias: [out], or None.
+    """
+
+    __slots__ = ("_bias", "_packed", "_weight")
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self._packed = _can_pack(weight)
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, None) if self._packed else weight
+        self._bias = bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[T, in] → [T, out]."""
+        if self._packed:
+            packed: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self._weight, self._bias, "none", [], "")
+            return packed
+        return F.linear(x, self._weight, self._bias)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory taken by the weights."""
+        tensors = [self._weight] if self._bias is None else [self._weight, self._bias]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+class RmsNorm:
+    """Root-mean-square normalisation over the last dimension (arXiv:1910.07467), in float32.
+
+    Args:
+        weight: [n], or [heads, n] if every head has its own.
+        eps: Added to the mean square.
+        adds_one: Multiply with ``1 + weight`` (Gemma).
+        dtype: Type of the result.
+    """
+
+    __slots__ = ("_dtype", "_eps", "_per_head", "_shape", "_weight")
+
+    def __init__(self, weight: Tensor, eps: float, *, adds_one: bool, dtype: torch.dtype) -> None:
+        # One plus a small weight needs more digits than 16 bits have.
+        self._weight = weight.float() + 1.0 if adds_one else weight.float()
+        self._shape = (weight.shape[-1],)
+        self._per_head = weight.dim() > 1
+        self._eps = eps
+        self._dtype = dtype
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[..., n] of any type → [..., n] of ``dtype``."""
+        if self._per_head:
+            return F.rms_norm(x.float(), self._shape, None, self._eps).mul_(self._weight).to(self._dtype)
+        return F.rms_norm(x.float(), self._shape, self._weight, self._eps).to(self._dtype)
+
+
+class Rotary:
+    """Cosines and sines of every position, computed once.
+
+    Args:
+        rope: The frequencies.
+        head_dim: Width of a head.
+        max_len: Positions 0 … ``max_len`` − 1 can be looked up.
+        device: Where.
+    """
+
+    __slots__ = ("_table",)
+
+    def __init__(self, rope: RopeShape, head_dim: int, max_len: int, device: torch.device) -> None:
+        angles = torch.outer(torch.arange(max_len, dtype=torch.float32), inverse_frequencies(rope, head_dim, max_len))
+        table = torch.cat((angles.cos(), angles.sin()), dim=-1) * rope.attention_factor
+        self._table = table.to(device)
+
+    def rows(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """What `rotate` needs for these positions.
+
+        Args:
+            positions: int64 [T].
+            dtype: The heads' type.
+
+        Returns:
+            Cosines ``(c, c)`` and signed sines ``(−s, s)``, each [T, 1, head_dim].
+        """
+        cos, sin = F.embedding(positions, self._table).to(dtype).unsqueeze(1).chunk(2, dim=-1)
+        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+
+def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions (arXiv:2104.09864) in the halves layout: pair i is (x[i], x[i + head_dim / 2]).
+
+    Swapping the halves is a roll by half the width; the sign of the swapped half sits in ``sin``.
+
+    Args:
+        heads: [T, heads, head_dim].
+        cos: [T, 1, head_dim], from `Rotary.rows`.
+        sin: [T, 1, head_dim], from `Rotary.rows`.
+    """
+    return torch.addcmul(heads * cos, heads.roll(heads.shape[-1] // 2, dims=-1), sin)
+
+
+def inverse_frequencies(rope: RopeShape, head_dim: int, max_len: int) -> Tensor:
+    """Radians per position of every pair of dimensions, float32 [head_dim / 2].
+
+    A served model rotates a key once and keeps it, so ``dynamic`` cannot follow each sequence's length as the
+    original does: it takes the base for ``max_len``, and is the unstretched one up to the trained length.
+    """
+    theta = rope.theta
+    if rope.kind == "dynamic" and max_len > rope.trained_len:
+        stretch = rope.factor * max_len / rope.trained_len - (rope.factor - 1)
+        theta *= stretch ** (head_dim / (head_dim - 2))
+    plain = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    match rope.kind:
+        case "linear":
+            return plain / rope.factor
+        case "llama3":
+            return _stretch_llama3(plain, rope)
+        case "yarn":
+            return _stretch_yarn(plain, rope, head_dim)
+    return plain
+
+
+def _stretch_llama3(plain: Tensor, rope: RopeShape) -> Tensor:
+    """Llama 3.1: long waves are stretched, short ones kept, those in between blended."""
+    rotations = rope.trained_len * plain / (2 * math.pi)
+    kept = ((rotations - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)).clamp(0, 1)
+    return (1 - kept) * plain / rope.factor + kept * plain
+
+
+def _stretch_yarn(plain: Tensor, rope: RopeShape, head_dim: int) -> Tensor:
+    """YaRN, arXiv:2309.00071, section 3.2: the blend is a ramp over the dimensions."""
+
+    def dimension_with(rotations: float) -> float:
+        return head_dim * math.log(rope.trained_len / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low, high = dimension_with(rope.beta_fast), dimension_with(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    width = high - low if high != low else 0.001
+    stretched = ((torch.arange(head_dim // 2, dtype=torch.float32) - low) / width).clamp(0, 1)
+    return stretched * plain / rope.factor + (1 - stretched) * plain

@@ -1,0 +1,182 @@
+"""From the engine's tokens to a client's text: one HTTP request's prompts, each with its n sequences."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from octavo.engine.detokenizer import IncrementalDetokenizer
+from octavo.engine.messages import AddRequest, SequenceDelta
+from octavo.errors import RequestFailedError
+from octavo.server.lifecycle import Lifecycle
+from octavo.server.metrics import RequestTimer
+from octavo.server.responses import PromptTokensDetails, Usage
+from octavo.server.streaming import merge
+
+if TYPE_CHECKING:
+    from octavo.engine.client import EngineClient
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What is new in one sequence.
+
+    Attributes:
+        index: The choice it belongs to: sequences are numbered through all prompts.
+        text: Text that no later token can change.
+        token_ids: The tokens taken, with the one that ended the sequence.
+        finish_reason: None while the sequence goes on; then "stop" or "length".
+        stop_reason: The stop string or token that ended it, if one did and it is not the model's own.
+    """
+
+    index: int
+    text: str
+    token_ids: list[int]
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+
+class Generation:
+    """One prompt and its n sequences.
+
+    Args:
+        request: What the engine gets.
+        new_detokenizer: Makes a detokenizer for each sequence.
+        keep_stop_token: Leave the text of a token that ended a sequence in it.
+        own_stops: The model's end-of-sequence tokens, which are no reason worth telling.
+        timer: Measures latencies.
+
+    Attributes:
+        cached_tokens: Prompt tokens whose KV came from the prefix cache.
+        completion_tokens: Tokens taken so far, of all sequences.
+    """
+
+    def __init__(
+        self,
+        request: AddRequest,
+        *,
+        new_detokenizer: Callable[[], IncrementalDetokenizer],
+        keep_stop_token: bool,
+        own_stops: frozenset[int],
+        timer: RequestTimer,
+    ) -> None:
+        self.request = request
+        self.cached_tokens = 0
+        self.completion_tokens = 0
+        self._sequences = [new_detokenizer() for _ in range(request.sampling.n)]
+        self._keep_stop_token = keep_stop_token
+        self._own_stops = own_stops
+        self._timer = timer
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Length of the prompt."""
+        return len(self.request.prompt_token_ids)
+
+    async def run(self, client: EngineClient) -> AsyncGenerator[Piece, None]:
+        """Generates. Closing the iterator, or a stop string in every sequence, aborts the request in the engine."""
+        running = set(range(len(self._sequences)))
+        async with aclosing(client.generate(self.request)) as deltas:
+            async for delta in deltas:
+                if delta.index not in running:
+                    continue
+                piece = self._take(delta)
+                if piece.finish_reason is not None:
+                    running.remove(delta.index)
+                yield piece
+                if not running:
+                    break
+        self._timer.finished()
+
+    def _take(self, delta: SequenceDelta) -> Piece:
+        if delta.finish_reason in ("error", "abort"):
+            raise RequestFailedError(delta.error or "the request was aborted")
+        if delta.token_ids:
+            self._timer.tokens(delta.index, len(delta.token_ids))
+        self.cached_tokens = max(self.cached_tokens, delta.cached_tokens)
+        piece = self._decode(delta)
+        self.completion_tokens += len(piece.token_ids)
+        return piece
+
+    def _decode(self, delta: SequenceDelta) -> Piece:
+        sequence = self._sequences[delta.index]
+        hide_last = delta.stop_token_id is not None and not self._keep_stop_token
+        before = sequence.num_tokens
+        text = sequence.push(delta.token_ids[:-1] if hide_last else delta.token_ids)
+        if delta.finish_reason is not None:
+            text += sequence.flush()
+        if sequence.stopped_by is not None:
+            taken = delta.token_ids[: sequence.num_tokens - before]
+            return Piece(delta.index, text, taken, "stop", sequence.stopped_by)
+        return Piece(delta.index, text, delta.token_ids, delta.finish_reason, self._stop_reason(delta))
+
+    def _stop_reason(self, delta: SequenceDelta) -> int | None:
+        return None if delta.stop_token_id in self._own_stops else delta.stop_token_id
+
+
+class Batch:
+    """All generations of one HTTP request.
+
+    Args:
+        generations: One for each prompt, all with the same n.
+        client: The engine.
+        lifecycle: Keeps the server up while the batch runs.
+    """
+
+    def __init__(self, generations: Sequence[Generation], client: EngineClient, lifecycle: Lifecycle) -> None:
+        self.generations = generations
+        self._client = client
+        self._lifecycle = lifecycle
+
+    @property
+    def n(self) -> int:
+        """Sequences per prompt."""
+        return self.generations[0].request.sampling.n
+
+    @property
+    def size(self) -> int:
+        """Choices in the response."""
+        return len(self.generations) * self.n
+
+    def prompt_of(self, index: int) -> list[int]:
+        """The prompt that a choice continues."""
+        return self.generations[index // self.n].request.prompt_token_ids
+
+    async def run(self) -> AsyncGenerator[Piece, None]:
+        """Generates all sequences at once; pieces come as the engine makes them."""
+        with self._lifecycle.request():
+            runs = [generation.run(self._client) for generation in self.generations]
+            async with aclosing(runs[0] if len(runs) == 1 else self._merged(runs)) as pieces:
+                async for piece in pieces:
+                    yield piece
+
+    async def _merged(self, runs: Sequence[AsyncGenerator[Piece, None]]) -> AsyncGenerator[Piece, None]:
+        async with aclosing(merge(runs)) as pieces:
+            async for number, piece in pieces:
+                yield Piece(
+                    number * self.n + piece.index, piece.text, piece.token_ids, piece.finish_reason, piece.stop_reason
+                )
+
+    async def collect(self) -> list[Piece]:
+        """Runs to the end and returns each choice as one piece."""
+        pieces: list[list[Piece]] = [[] for _ in range(self.size)]
+        async with aclosing(self.run()) as stream:
+            async for piece in stream:
+                pieces[piece.index].append(piece)
+        return [_joined(parts) for parts in pieces]
+
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        prompt = sum(generation.prompt_tokens for generation in self.generations)
+        completion = sum(generation.completion_tokens for generation in self.generations)
+        cached = sum(generation.cached_tokens for generation in self.generations)
+        return Usage(prompt, completion, prompt + completion, PromptTokensDetails(cached))
+
+
+def _joined(parts: Sequence[Piece]) -> Piece:
+    last = parts[-1]
+    text = "".join(part.text for part in parts)
+    token_ids = [id for part in parts for id in part.token_ids]
+    return Piece(last.index, text, token_ids, last.finish_reason, last.stop_reason)

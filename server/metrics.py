@@ -1,0 +1,180 @@
+"""Prometheus metrics: a table over the engine's stats, and what HTTP itself counts.
+
+The engine's numbers are read from its latest `EngineStats` when Prometheus asks; nothing is copied in between.
+A metric that cannot be read is left out and counted: exporting never raises.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from octavo.engine.messages import EngineStats
+
+if TYPE_CHECKING:
+    from octavo.engine.client import EngineClient
+
+logger = logging.getLogger(__name__)
+
+Reading = float | dict[str, float]
+
+_LATENCIES: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+_GAPS: Final = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
+
+
+@dataclass(frozen=True)
+class EngineMetric:
+    """One row of the table. With a ``label``, ``read`` returns one value for each of the label's values."""
+
+    family: type[GaugeMetricFamily] | type[CounterMetricFamily]
+    name: str
+    help: str
+    read: Callable[[EngineStats], Reading]
+    label: str | None = None
+
+
+_GAUGE, _COUNTER = GaugeMetricFamily, CounterMetricFamily
+
+ENGINE_METRICS: Final = (
+    EngineMetric(_GAUGE, "octavo_requests_running", "Sequences in the batch", lambda s: s.running),
+    EngineMetric(_GAUGE, "octavo_requests_waiting", "Sequences queued", lambda s: s.waiting),
+    EngineMetric(
+        _GAUGE,
+        "octavo_kv_blocks",
+        "KV blocks by state; the states add up to the pool",
+        lambda s: {"used": s.blocks_used, "cached": s.blocks_cached, "free": s.blocks_free},
+        "state",
+    ),
+    EngineMetric(_GAUGE, "octavo_kv_blocks_shared", "KV blocks with several owners", lambda s: s.blocks_shared),
+    EngineMetric(_GAUGE, "octavo_kv_blocks_saved", "KV blocks that sharing spares now", lambda s: s.blocks_saved),
+    EngineMetric(_GAUGE, "octavo_kv_slots_filled", "Token slots holding KV in used blocks", lambda s: s.slots_filled),
+    EngineMetric(_COUNTER, "octavo_steps", "Engine steps", lambda s: s.steps),
+    EngineMetric(_COUNTER, "octavo_step_seconds", "Time spent in engine steps", lambda s: s.step_seconds),
+    EngineMetric(
+        _COUNTER,
+        "octavo_tokens",
+        "Tokens computed; prompt tokens found in the prefix cache are not",
+        lambda s: {"prompt": s.prompt_tokens, "generated": s.generated_tokens},
+        "kind",
+    ),
+    EngineMetric(
+        _COUNTER, "octavo_prefix_queried_tokens", "Prompt tokens looked up in the cache", lambda s: s.prefix_queries
+    ),
+    EngineMetric(_COUNTER, "octavo_prefix_hit_tokens", "Prompt tokens found in the cache", lambda s: s.prefix_hits),
+    EngineMetric(_COUNTER, "octavo_preemptions", "Sequences put back because blocks ran out", lambda s: s.preemptions),
+    EngineMetric(_COUNTER, "octavo_block_evictions", "Cached blocks given up", lambda s: s.evictions),
+    EngineMetric(_COUNTER, "octavo_block_copies", "Copy-on-write block copies", lambda s: s.copies),
+    EngineMetric(_COUNTER, "octavo_block_deduplications", "Blocks replaced by an equal one", lambda s: s.deduplicated),
+    EngineMetric(
+        _COUNTER, "octavo_sequences_finished", "Finished sequences by reason", lambda s: {**s.finished}, "reason"
+    ),
+    EngineMetric(
+        _COUNTER, "octavo_unknown_aborts", "Aborts of requests that were gone already", lambda s: s.unknown_aborts
+    ),
+)
+
+
+class Metrics:
+    """One server's metrics, in a registry of their own.
+
+    Attributes:
+        http_requests: Responses by route template, method and status; 499 is a client that left.
+        ignored_fields: Request fields that Octavo does not know.
+        first_token, token_gap, request_time: Histograms of TTFT, ITL and the whole request, in seconds.
+    """
+
+    def __init__(self, client: EngineClient) -> None:
+        self._registry = registry = CollectorRegistry()
+        self.http_requests = Counter(
+            "octavo_http_requests", "HTTP responses", ("route", "method", "status"), registry=registry
+        )
+        self.ignored_fields = Counter(
+            "octavo_http_ignored_fields", "Request fields that were not understood", registry=registry
+        )
+        self.first_token = Histogram(
+            "octavo_time_to_first_token_seconds", "Arrival to first token", buckets=_LATENCIES, registry=registry
+        )
+        self.token_gap = Histogram(
+            "octavo_inter_token_latency_seconds", "Gap between tokens", buckets=_GAPS, registry=registry
+        )
+        self.request_time = Histogram(
+            "octavo_request_seconds", "Arrival to last token", buckets=_LATENCIES, registry=registry
+        )
+        self._unreadable = Counter("octavo_exporter_errors", "Metrics that could not be read", registry=registry)
+        registry.register(_EngineCollector(client, self._unreadable))
+
+    def render(self) -> bytes:
+        """Everything, in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
+class _EngineCollector(Collector):
+    def __init__(self, client: EngineClient, unreadable: Counter) -> None:
+        self._client = client
+        self._unreadable = unreadable
+
+    def describe(self) -> Iterable[Metric]:
+        # Without this the registry would collect once, at registration, to learn the names.
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._read(self._client_metrics)
+        for metric in ENGINE_METRICS:
+            yield from self._read(lambda metric=metric: [_family(metric, metric.read(self._client.stats))])
+
+    def _read(self, read: Callable[[], list[Metric]]) -> list[Metric]:
+        try:
+            return read()
+        except Exception:
+            self._unreadable.inc()
+            logger.exception("a metric could not be read")
+            return []
+
+    def _client_metrics(self) -> list[Metric]:
+        return [
+            GaugeMetricFamily("octavo_ready", "1 when requests are served", value=float(self._client.ready)),
+            CounterMetricFamily("octavo_engine_restarts", "Engine processes replaced", value=self._client.restarts),
+        ]
+
+
+def _family(metric: EngineMetric, reading: Reading) -> Metric:
+    family = metric.family(metric.name, metric.help, labels=[metric.label] if metric.label else [])
+    values = reading.items() if isinstance(reading, dict) else [(None, reading)]
+    for label, value in values:
+        family.add_metric([] if label is None else [label], value)
+    return family
+
+
+class RequestTimer:
+    """Measures one generation: time to first token, gaps, and the whole.
+
+    Args:
+        metrics: Where the measurements go.
+        arrival: When the request arrived, on the monotonic clock.
+    """
+
+    def __init__(self, metrics: Metrics, arrival: float) -> None:
+        self._metrics = metrics
+        self._arrival = arrival
+        self._last: dict[int, float] = {}
+
+    def tokens(self, index: int, count: int) -> None:
+        """New tokens of one sequence are there."""
+        now = time.monotonic()
+        if not self._last:
+            self._metrics.first_token.observe(now - self._arrival)
+        elif index in self._last:
+            # Tokens that piled up while the reader was slow arrived together; each stands for its share.
+            self._metrics.token_gap.observe((now - self._last[index]) / count)
+        self._last[index] = now
+
+    def finished(self) -> None:
+        """The last token is there."""
+        self._metrics.request_time.observe(time.monotonic() - self._arrival)
