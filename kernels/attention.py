@@ -199,6 +199,60 @@ def paged_attention(
     return kernels.attend(q, kv_cache, batch, scale=scale, window=window, softcap=softcap, sinks=sinks, out=out)
 
 
+def warm_up(
+    backend: Backend,
+    *,
+    num_q_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    block_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: bool = False,
+) -> None:
+    """Compiles, or loads from the compilers' caches on disk, the kernels that a model will use.
+
+    Without it the first requests wait for the compiler: seconds for numba and for each Triton kernel.
+
+    Args:
+        backend: The kernels.
+        num_q_heads: Query heads per layer.
+        num_kv_heads: KV heads per layer.
+        head_dim: Elements of one head.
+        block_size: Tokens in a block.
+        dtype: Of q and of the KV cache.
+        device: Where they will be.
+        window: As the model's layers use it; 0 if they do not.
+        softcap: As the model's layers use it; 0 if they do not.
+        sinks: Whether the model has attention sinks.
+    """
+    like = {"dtype": dtype, "device": device}
+    # One decode over enough context to be split, one prefill chunk; all of it in block 1.
+    context, chunk = 1024, 64
+    kv_cache = torch.zeros(2, 2, num_kv_heads, block_size, head_dim, **like)
+    num_tokens = 1 + chunk
+    q, kv = (
+        torch.zeros(num_tokens, num_q_heads, head_dim, **like),
+        torch.zeros(num_tokens, num_kv_heads, head_dim, **like),
+    )
+    ints = {"dtype": torch.int32, "device": device}
+    batch = PagedBatch(
+        block_tables=torch.ones(2, -(-context // block_size), **ints),
+        seq_lens=torch.tensor([context, chunk], **ints),
+        cu_query_lens=torch.tensor([0, 1, num_tokens], **ints),
+        slot_mapping=torch.full((num_tokens,), block_size, dtype=torch.int64, device=device),
+        num_decodes=1,
+        max_query_len=chunk,
+        max_seq_len=context,
+    )
+    backend.write_kv(kv, kv, kv_cache, batch.slot_mapping)
+    logits = torch.zeros(num_q_heads, device=device) if sinks else None
+    backend.attend(q, kv_cache, batch, scale=1.0, window=window, softcap=softcap, sinks=logits)
+    backend.copy_blocks(kv_cache, torch.tensor([0], device=device), torch.tensor([1], device=device))
+
+
 def _leading_ones(query_lens: Tensor) -> int:
     return int((query_lens == 1).long().cumprod(0).sum())
 

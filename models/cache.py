@@ -44,11 +44,15 @@ def build_once(name: str, build: Callable[[Path], None], *, progress: Progress) 
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(target.with_name(f".{name}.lock"), lambda: progress(f"another process is preparing {name}; waiting")):
+        with _lock(
+            target.with_name(f".{name}.lock"), lambda: progress(f"another process is preparing {name}; waiting")
+        ):
             if not target.is_dir():
                 _build(target, build)
     except PermissionError as error:
-        raise ConfigError(f"cannot write to {target.parent} ({error}); set OCTAVO_CACHE to a folder that can") from error
+        raise ConfigError(
+            f"cannot write to {target.parent} ({error}); set OCTAVO_CACHE to a folder that can"
+        ) from error
     return target
 
 

@@ -11,10 +11,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from octavo.errors import WeightsError
+from octavo.models.files import refuse_lfs_pointer
 from octavo.models.shape import ModelShape
 
 INDEX = "model.safetensors.index.json"
-_LFS_MARK = b"version https://git-lfs"
 # Safetensors' own bound; a larger length means that the file is something else.
 _MAX_HEADER = 100_000_000
 
@@ -66,19 +66,14 @@ def read_header(file: Path) -> dict[str, Any]:
     Raises:
         WeightsError: The file is missing, cut short, or no safetensors file.
     """
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            start = stream.read(8)
-            if (start + stream.read(len(_LFS_MARK) - 8)) == _LFS_MARK:
-                raise WeightsError(f"{file} is a Git LFS pointer, not the weights; run `git lfs pull` in its folder")
-            stream.seek(8)
-            length = int.from_bytes(start, "little")
-            if len(start) < 8 or length > _MAX_HEADER:
-                raise WeightsError(f"{file} is not a safetensors file")
-            text = stream.read(length)
-    except OSError as error:
-        raise WeightsError(f"{file} cannot be read: {error.strerror}") from error
+    refuse_lfs_pointer(file)
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length > _MAX_HEADER:
+            raise WeightsError(f"{file} is not a safetensors file")
+        text = stream.read(length)
     if len(text) < length:
         raise WeightsError(f"{file} is truncated: its header alone needs {8 + length} bytes, it has {size}")
     try:
@@ -109,11 +104,10 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _indexed_files(index: Path) -> list[Path]:
+    refuse_lfs_pointer(index)
     try:
         names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
     except (ValueError, LookupError, AttributeError, TypeError) as error:
-        if index.read_bytes().startswith(_LFS_MARK):
-            raise WeightsError(f"{index} is a Git LFS pointer; run `git lfs pull` in its folder") from error
         raise WeightsError(f"{index} is not an index of safetensors files") from error
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:

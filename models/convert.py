@@ -19,7 +19,16 @@ if TYPE_CHECKING:
 
 # Tokens that end a turn or a text, in the spellings of the families that Octavo runs. A GGUF file names only one of
 # them as its end; llama.cpp stops at all of these, and so must we, or a chat runs on into the next turn.
-END_TOKENS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>", "</s>", "<eos>")
+END_TOKENS = (
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end_of_text|>",
+    "<end_of_turn>",
+    "</s>",
+    "<eos>",
+)
 
 # `tokenizer.ggml.pre` of the vocabularies that were trained with every digit apart. transformers reads these files
 # with GPT-2's rule alone, which differs wherever white space meets a digit: "\n\n1" must be two tokens, not three.
@@ -101,7 +110,7 @@ def main(source: str, target: str) -> int:
     try:
         from transformers.utils import logging
 
-        logging.disable_progress_bar()
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         step = convert_tokenizer if Path(source).is_dir() else convert_gguf
         step(Path(source), Path(target))
     except Exception as error:  # whatever a strange file provokes, the parent reports it as one sentence

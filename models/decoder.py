@@ -88,13 +88,14 @@ class Decoder:
     @property
     def weight_bytes(self) -> int:
         """Memory taken by the weights, in bytes; norms and rotary tables are left out."""
-        linears = [self._head] + [part for w in self._layers for part in (w.qkv, w.output, w.gate_up, w.down)]
-        return self._embedding.numel() * self._embedding.element_size() + sum(linear.num_bytes for linear in linears)
+        linears = [self._head, *(part for w in self._layers for part in (w.qkv, w.output, w.gate_up, w.down))]
+        # A tied output layer shares the embedding's tensor, unless it had to be packed.
+        distinct = {id(tensor): tensor for linear in linears for tensor in linear.tensors}
+        distinct[id(self._embedding)] = self._embedding
+        return sum(tensor.numel() * tensor.element_size() for tensor in distinct.values())
 
     @torch.inference_mode()
-    def forward(
-        self, input_ids: Tensor, positions: Tensor, kv_caches: Sequence[Tensor], batch: PagedBatch
-    ) -> Tensor:
+    def forward(self, input_ids: Tensor, positions: Tensor, kv_caches: Sequence[Tensor], batch: PagedBatch) -> Tensor:
         """Runs one step: writes the tokens' K and V to the cache and attends through it.
 
         Args:
@@ -112,7 +113,7 @@ class Decoder:
         full = self._ropes[0].rows(positions, self.dtype)
         local = full if self._ropes[1] is self._ropes[0] else self._ropes[1].rows(positions, self.dtype)
         for weights, window, kv_cache in zip(self._layers, self.shape.windows, kv_caches, strict=True):
-            self._attend(x, weights, window, local if window else full, kv_cache, batch)
+            self._attend(x, weights, kv_cache, batch, window=window, rotation=local if window else full)
             self._transform(x, weights)
         return self._norm(x)
 
@@ -132,7 +133,7 @@ class Decoder:
         return logits
 
     def _attend(
-        self, x: Tensor, weights: LayerWeights, window: int, rotation: Rotation, kv_cache: Tensor, batch: PagedBatch
+        self, x: Tensor, weights: LayerWeights, kv_cache: Tensor, batch: PagedBatch, *, window: int, rotation: Rotation
     ) -> None:
         """Adds the attention's output to the residual stream ``x``, float32 [T, hidden]."""
         shape, num_tokens = self.shape, x.shape[0]

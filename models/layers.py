@@ -22,7 +22,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def _can_pack(weight: Tensor) -> bool:
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     if weight.dtype is torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -56,10 +56,9 @@ class Linear:
         return F.linear(x, self._weight, self._bias)
 
     @property
-    def num_bytes(self) -> int:
-        """Memory taken by the weights."""
-        tensors = [self._weight] if self._bias is None else [self._weight, self._bias]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors that it keeps in memory."""
+        return (self._weight,) if self._bias is None else (self._weight, self._bias)
 
 
 class RmsNorm:

@@ -16,6 +16,7 @@ from octavo.models.layers import Linear, RmsNorm, Rotary
 from octavo.models.shape import ModelShape
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LOAD_FORMATS = ("auto", "dummy")
 
 Source = Callable[[str], Tensor]
 """Gives one tensor of the checkpoint by its name, of any type and on any device."""
@@ -55,7 +56,10 @@ def load_model(
     kernels = select_backend(device, attention_backend)
     shape = ModelShape.read(folder, trust_remote_code=trust_remote_code)
     target = resolve_dtype(dtype, shape)
-    source = _source(folder, shape, load_format, seed, target, device)
+    if load_format not in LOAD_FORMATS:
+        raise ConfigError(f"load format must be {' or '.join(LOAD_FORMATS)}, not {load_format!r}")
+    dummy = load_format == "dummy"
+    source = random_weights(shape, seed, target, device) if dummy else Checkpoint(folder, shape).read
     return _Builder(shape, source, target, device).build(kernels, max_model_len or shape.max_position_embeddings)
 
 
@@ -66,22 +70,12 @@ def resolve_dtype(dtype: str | torch.dtype, shape: ModelShape) -> torch.dtype:
         ConfigError: It names no type that Octavo computes in.
     """
     if dtype == "auto":
-        dtype = DTYPES.get(shape.dtype, torch.bfloat16)
-        return torch.bfloat16 if dtype is torch.float32 else dtype
+        own = DTYPES.get(shape.dtype, torch.bfloat16)
+        return torch.bfloat16 if own is torch.float32 else own
     resolved = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if resolved not in DTYPES.values():
+    if resolved is None or resolved not in DTYPES.values():
         raise ConfigError(f"dtype must be auto, {', '.join(DTYPES)}, not {dtype!r}")
     return resolved
-
-
-def _source(
-    folder: Path, shape: ModelShape, load_format: str, seed: int, dtype: torch.dtype, device: torch.device
-) -> Source:
-    if load_format == "auto":
-        return Checkpoint(folder, shape).read
-    if load_format == "dummy":
-        return random_weights(shape, seed, dtype, device)
-    raise ConfigError(f"load format must be auto or dummy, not {load_format!r}")
 
 
 def random_weights(shape: ModelShape, seed: int, dtype: torch.dtype, device: torch.device) -> Source:
@@ -103,6 +97,7 @@ class _Builder:
 
     def __init__(self, shape: ModelShape, source: Source, dtype: torch.dtype, device: torch.device) -> None:
         self._shape = shape
+        self._shapes = shape.parameter_shapes()
         self._source = source
         self._dtype = dtype
         self._device = device
@@ -162,9 +157,9 @@ class _Builder:
 
     def _stack(self, *names: str) -> Tensor:
         """The named tensors on top of each other, each copied once from where it is to where it belongs."""
-        shapes = self._shape.parameter_shapes()
-        rows = sum(shapes[name][0] for name in names)
-        stacked = torch.empty((rows, *shapes[names[0]][1:]), dtype=self._dtype, device=self._device)
-        for place, name in zip(stacked.split([shapes[name][0] for name in names]), names, strict=True):
+        sizes = [self._shapes[name] for name in names]
+        rows = [size[0] for size in sizes]
+        stacked = torch.empty((sum(rows), *sizes[0][1:]), dtype=self._dtype, device=self._device)
+        for place, name in zip(torch.split(stacked, rows), names, strict=True):
             place.copy_(self._source(name))
         return stacked

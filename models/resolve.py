@@ -8,10 +8,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from octavo.errors import ModelNotFoundError
+from octavo.errors import ModelNotFoundError, WeightsError
 from octavo.models.builtin import BUILTIN_MODELS, fetch_builtin
 from octavo.models.cache import Progress, build_once
 from octavo.models.convert import convert
+from octavo.models.files import refuse_lfs_pointer
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 # What a checkpoint needs; repositories often hold the same weights again in other formats.
@@ -50,7 +51,9 @@ def resolve(name: str, *, progress: Progress) -> ModelFolder:
     if path.exists():
         return _resolve_local(path.resolve(), progress)
     if name in BUILTIN_MODELS:
-        return ModelFolder(build_once(name, lambda folder: _build_builtin(name, folder, progress), progress=progress), name)
+        return ModelFolder(
+            build_once(name, lambda folder: _build_builtin(name, folder, progress), progress=progress), name
+        )
     if _HUB_ID.match(name):
         return ModelFolder(_with_tokenizer(_download(name, progress), progress), name)
     raise ModelNotFoundError(f"there is no model {name!r}; {_choices()}")
@@ -87,11 +90,21 @@ def _build_builtin(name: str, folder: Path, progress: Progress) -> None:
 
 
 def _from_gguf(file: Path, progress: Progress) -> Path:
+    _check_gguf(file)
+
     def build(folder: Path) -> None:
         progress(f"converting {file.name} (once)")
         convert(file, folder)
 
     return build_once(f"{file.stem}-{_fingerprint(file)}", build, progress=progress)
+
+
+def _check_gguf(file: Path) -> None:
+    # The converter would find out as well, seconds later, once it has loaded transformers.
+    refuse_lfs_pointer(file)
+    with file.open("rb") as stream:
+        if stream.read(4) != b"GGUF":
+            raise WeightsError(f"{file} is not a GGUF file")
 
 
 def _with_tokenizer(path: Path, progress: Progress) -> Path:

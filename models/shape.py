@@ -129,7 +129,9 @@ class ModelShape:
         if not (folder / "config.json").is_file():
             raise ModelNotFoundError(f"{folder} has no config.json")
         config = _read_json(folder / "config.json")
-        generation = _read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
+        generation = (
+            _read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
+        )
         if "auto_map" in config and not trust_remote_code:
             raise UnsupportedModelError(
                 f"{folder / 'config.json'} names Python code of its own (auto_map), which Octavo does not run; "
@@ -407,7 +409,7 @@ def _attention_factor(parameters: Json, factor: float) -> float:
 
 
 def _token_ids(value: int | list[int] | None) -> tuple[int, ...]:
-    return () if value is None else (value,) if isinstance(value, int) else tuple(value)
+    return tuple(value) if isinstance(value, list) else () if value is None else (value,)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -69,6 +70,13 @@ ENGINE_METRICS: Final = (
     ),
     EngineMetric(_COUNTER, "octavo_prefix_hit_tokens", "Prompt tokens found in the cache", lambda s: s.prefix_hits),
     EngineMetric(_COUNTER, "octavo_preemptions", "Sequences put back because blocks ran out", lambda s: s.preemptions),
+    EngineMetric(
+        _COUNTER,
+        "octavo_recomputed_tokens",
+        "Tokens that preemptions made necessary again",
+        lambda s: s.recomputed_tokens,
+    ),
+    EngineMetric(_COUNTER, "octavo_forks", "Sequences begun by sharing a sibling's blocks", lambda s: s.forks),
     EngineMetric(_COUNTER, "octavo_block_evictions", "Cached blocks given up", lambda s: s.evictions),
     EngineMetric(_COUNTER, "octavo_block_copies", "Copy-on-write block copies", lambda s: s.copies),
     EngineMetric(_COUNTER, "octavo_block_deduplications", "Blocks replaced by an equal one", lambda s: s.deduplicated),
@@ -85,7 +93,7 @@ class Metrics:
     """One server's metrics, in a registry of their own.
 
     Attributes:
-        http_requests: Responses by route template, method and status; 499 is a client that left.
+        http_requests: Responses by route template, method and status; 499 is a client that left before its answer.
         ignored_fields: Request fields that Octavo does not know.
         first_token, token_gap, request_time: Histograms of TTFT, ITL and the whole request, in seconds.
     """
@@ -127,7 +135,7 @@ class _EngineCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         yield from self._read(self._client_metrics)
         for metric in ENGINE_METRICS:
-            yield from self._read(lambda metric=metric: [_family(metric, metric.read(self._client.stats))])
+            yield from self._read(partial(self._engine_metric, metric))
 
     def _read(self, read: Callable[[], list[Metric]]) -> list[Metric]:
         try:
@@ -136,6 +144,9 @@ class _EngineCollector(Collector):
             self._unreadable.inc()
             logger.exception("a metric could not be read")
             return []
+
+    def _engine_metric(self, metric: EngineMetric) -> list[Metric]:
+        return [_family(metric, metric.read(self._client.stats))]
 
     def _client_metrics(self) -> list[Metric]:
         return [

@@ -7,10 +7,11 @@ disregards them would be wrong.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final, Literal, TypeGuard
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, PrivateAttr
 from pydantic_core import PydanticCustomError
 
 from octavo.errors import InvalidRequestError
@@ -220,6 +221,13 @@ class GenerationRequest(_Strict):
     cache_salt: str | None = Field(default=None, max_length=MAX_CACHE_SALT_CHARS)
     return_token_ids: bool | None = None
 
+    _arrival: float = PrivateAttr(default_factory=time.monotonic)
+
+    @property
+    def arrival(self) -> float:
+        """When the request was read, on the monotonic clock."""
+        return self._arrival
+
     def sampling(self, **overrides: Any) -> SamplingParams:
         """The request's sampling parameters; what it leaves out takes `SamplingParams`' default.
 
@@ -301,6 +309,11 @@ class ChatCompletionRequest(GenerationRequest):
     chat_template_kwargs: Annotated[
         dict[str, Any], PlainValidator(_parse_template_kwargs, json_schema_input_type=dict[str, Any] | None)
     ] = {}
+
+    @property
+    def output_limit(self) -> int | None:
+        """The largest number of output tokens, under either of its names."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     def check(self) -> None:
         super().check()

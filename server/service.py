@@ -145,18 +145,17 @@ class Service:
             NeverFitsError: A prompt, or what it would become, is longer than the context window.
         """
         info = self.engine_info()
-        arrival = time.monotonic()
         _check_ids(sampling.stop_token_ids, info.vocab_size, "stop_token_ids")
         for prompt in prompts:
             _check_fits(len(prompt), sampling.max_tokens, info.max_model_len)
-        generations = [self._generation(body, prompt, sampling, info, arrival) for prompt in prompts]
+        generations = [self._generation(body, prompt, sampling, info) for prompt in prompts]
         return Batch(generations, self.client, self.lifecycle)
 
     def _generation(
-        self, body: GenerationRequest, prompt: list[int], sampling: SamplingParams, info: EngineInfo, arrival: float
+        self, body: GenerationRequest, prompt: list[int], sampling: SamplingParams, info: EngineInfo
     ) -> Generation:
         return Generation(
-            AddRequest(uuid.uuid4().hex, prompt, sampling, body.cache_salt or "", arrival),
+            AddRequest(uuid.uuid4().hex, prompt, sampling, body.cache_salt or "", body.arrival),
             new_detokenizer=partial(
                 IncrementalDetokenizer,
                 self.tokenizer,
@@ -167,7 +166,7 @@ class Service:
             ),
             keep_stop_token=body.include_stop_str_in_output,
             own_stops=frozenset(info.eos_token_ids),
-            timer=RequestTimer(self.metrics, arrival),
+            timer=RequestTimer(self.metrics, body.arrival),
         )
 
     def _check_text_length(self, text: str, max_model_len: int) -> None:

@@ -46,7 +46,7 @@ def decode(raw: bytes) -> Any:
     """
     try:
         value = msgspec.json.decode(raw)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise HTTPException(400, f"the request body is not valid JSON: {error}") from error
     except RecursionError as error:
         raise _too_deep() from error

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 import torch
 from torch import Tensor
 
 from octavo.kernels.attention import PagedBatch
-from octavo.kernels.cpu import cache_ops
 from octavo.kernels.cpu.bits import STORAGE, stored
+from octavo.kernels.cpu.cache_ops import write_kernel
 from octavo.kernels.cpu.decode import decode_kernel
-from octavo.kernels.cpu.prefill import attend_sequence
+from octavo.kernels.cpu.prefill import attend_sequence, gather_context
 
 _NO_SINKS = np.empty(0, np.float32)
+_NUMBA = {dtype: numba.from_dtype(stored(torch.empty(0, dtype=dtype)).numpy().dtype) for dtype in STORAGE}
 
 
 class CpuBackend:
@@ -22,7 +24,7 @@ class CpuBackend:
     dtypes = frozenset(STORAGE)
 
     def write_kv(self, k: Tensor, v: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
-        cache_ops.write_kv(_array(k), _array(v), *_flat(kv_cache), kv_cache.shape[3], slot_mapping.numpy())
+        write_kernel(_NUMBA[k.dtype])(_array(k), _array(v), _array(kv_cache), slot_mapping.numpy())
 
     def attend(
         self,
@@ -39,64 +41,42 @@ class CpuBackend:
         out = torch.zeros_like(q) if out is None else out
         decodes = batch.num_decodes
         if decodes:
-            _decode(out[:decodes], q[:decodes], kv_cache, batch, scale, window, softcap, sinks)
+            threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+            numba.set_num_threads(threads)
+            kernel = decode_kernel(_NUMBA[q.dtype], q.shape[1] // kv_cache.shape[2], q.shape[2])
+            kernel(
+                _array(out)[:decodes], _array(q)[:decodes], _array(kv_cache),
+                batch.block_tables.numpy(), batch.seq_lens.numpy(), scale, window, softcap,
+                _NO_SINKS if sinks is None else sinks.float().numpy(), threads,
+            )  # fmt: skip
         if decodes < batch.num_seqs:
-            starts, seq_lens = batch.cu_query_lens.tolist(), batch.seq_lens.tolist()
-            for i in range(decodes, batch.num_seqs):
-                queries = slice(starts[i], starts[i + 1])
-                if seq_lens[i] and queries.start < queries.stop:
-                    k, v = gather_context(kv_cache, batch.block_tables[i], seq_lens[i])
-                    out[queries] = attend_sequence(
-                        q[queries], k, v, scale=scale, window=window, softcap=softcap, sinks=sinks
-                    )
+            _prefill(out, q, kv_cache, batch, scale=scale, window=window, softcap=softcap, sinks=sinks)
         return out
 
     def copy_blocks(self, kv_cache: Tensor, src: Tensor, dst: Tensor) -> None:
         kv_cache[dst] = kv_cache[src]
 
 
-def gather_context(kv_cache: Tensor, block_table: Tensor, seq_len: int) -> tuple[Tensor, Tensor]:
-    """One sequence's K and V, each [num_kv_heads, seq_len, head_dim]."""
-    block_size = kv_cache.shape[3]
-    blocks = kv_cache[block_table[: -(-seq_len // block_size)].long()]
-    k, v = blocks.permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, :seq_len].unbind(0)
-    return k, v
-
-
-def _decode(
+def _prefill(
     out: Tensor,
     q: Tensor,
     kv_cache: Tensor,
     batch: PagedBatch,
+    *,
     scale: float,
     window: int,
     softcap: float,
     sinks: Tensor | None,
 ) -> None:
-    num_seqs, num_q_heads, head_dim = q.shape
-    num_kv_heads = kv_cache.shape[2]
-    decode_kernel(head_dim, num_q_heads // num_kv_heads)(
-        _array(out),
-        _array(q),
-        *_flat(kv_cache),
-        kv_cache.shape[3],
-        num_kv_heads,
-        batch.block_tables[:num_seqs].numpy(),
-        batch.seq_lens[:num_seqs].numpy(),
-        np.float32(scale),
-        window,
-        np.float32(softcap),
-        _NO_SINKS if sinks is None else sinks.float().numpy(),
-        torch.get_num_threads(),
-    )
+    starts, seq_lens = batch.cu_query_lens.tolist(), batch.seq_lens.tolist()
+    for i in range(batch.num_decodes, batch.num_seqs):
+        queries = slice(starts[i], starts[i + 1])
+        if seq_lens[i] == 0:
+            out[queries] = 0.0
+        elif queries.start < queries.stop:
+            k, v = gather_context(kv_cache, batch.block_tables[i], seq_lens[i])
+            out[queries] = attend_sequence(q[queries], k, v, scale=scale, window=window, softcap=softcap, sinks=sinks)
 
 
 def _array(x: Tensor) -> np.ndarray:
     return stored(x).numpy()
-
-
-def _flat(kv_cache: Tensor) -> tuple[np.ndarray, tuple[int, ...]]:
-    """The memory that the cache spans, as one row, and the strides that find a token's head in it."""
-    strides = kv_cache.stride()
-    extent = 1 + sum((size - 1) * stride for size, stride in zip(kv_cache.shape, strides, strict=True))
-    return _array(kv_cache.as_strided((extent,), (1,))), strides[:4]

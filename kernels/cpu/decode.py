@@ -6,46 +6,56 @@ its K and V. The work is cut into items that never look at the rest of the batch
     item = (sequence, KV head, chunk of CHUNK tokens)  →  partial out [group, head_dim], lse [group]
 
 Fixed-size chunks balance ragged batches over the cores and make a sequence's result independent of its company.
-A second pass merges the chunks of each head by their log-sum-exp (flash-decoding).
+A second pass merges the chunks of each head by their log-sum-exp (flash-decoding). Scores live in units of log 2.
 """
 
 from __future__ import annotations
 
-import math
 from functools import cache
+from pathlib import Path
+from zlib import crc32
 
 import numpy as np
-from numba import njit, prange
+from numba import njit, prange, types
 
+from octavo.kernels.cpu import bits, elementary, rows
 from octavo.kernels.cpu.bits import narrow, widen
-from octavo.kernels.cpu.elementary import FASTMATH, LOG2E, exp2, softcapped
+from octavo.kernels.cpu.elementary import FASTMATH, LOG2E, exp2, largest, softcapped
+from octavo.kernels.cpu.rows import score_run, weigh_run
 
 CHUNK = 256
 
-_inlined = njit(fastmath=FASTMATH, forceinline=True, error_model="numpy")
-_ZERO, _MINUS_INF = np.float32(0.0), np.float32(-np.inf)
+_ZERO, _ONE, _MINUS_INF = np.float32(0.0), np.float32(1.0), np.float32(-np.inf)
+_inlined = njit(fastmath=FASTMATH, error_model="numpy", forceinline=True)
 
 
 @cache
-def decode_kernel(head_dim: int, group: int):
-    """The kernel for one model; head_dim and group are constants in it, so that LLVM unrolls over them.
+def decode_kernel(stored: types.Type, group: int, head_dim: int):
+    """The kernel for one model; its shape is constant in it, which the vector code of `rows` needs.
 
     Args:
-        head_dim: Elements of one head.
+        stored: numba's type of a stored element: see `octavo.kernels.cpu.bits`.
         group: Query heads that share a KV head.
+        head_dim: Elements of one head.
 
     Returns:
-        ``decode(out, q, kv, strides, block_size, num_kv_heads, block_tables, seq_lens, scale, window, softcap,
-        sinks, num_workers)``: out and q are [num_seqs, num_q_heads, head_dim], kv is the flat cache, strides are
-        its strides over (block, K or V, head, slot), and sinks is float32 [num_q_heads] or empty.
+        ``decode(out, q, kv, block_tables, seq_lens, scale, window, softcap, sinks, num_workers)``: out and q are
+        [num_seqs, num_q_heads, head_dim], sinks is float32 [num_q_heads] or empty, and the rest is as for
+        `octavo.kernels.attention.paged_attention`, where the tables may have more rows than there are sequences.
     """
+    # Layout "A" takes any strides, so that one compiled kernel serves every caller.
+    heads, cache_ = types.Array(stored, 3, "A"), types.Array(stored, 5, "A")
+    tables, lengths = types.Array(types.int32, 2, "A"), types.Array(types.int32, 1, "A")
+    real, number = types.float32, types.int64
+    signature = types.void(heads, heads, cache_, tables, lengths, real, number, real, real[::1], number)
 
-    @njit(parallel=True, fastmath=FASTMATH, error_model="numpy", nogil=True, cache=True)
-    def decode(
-        out, q, kv, strides, block_size, num_kv_heads, block_tables, seq_lens, scale, window, softcap, sinks, num_workers
-    ):
-        num_seqs = seq_lens.shape[0]
-        first_item = _first_items(seq_lens, window, num_kv_heads)
+    sources = _fingerprint()
+
+    @njit(signature, parallel=True, fastmath=FASTMATH, error_model="numpy", nogil=True, cache=True)
+    def decode(out, q, kv, block_tables, seq_lens, scale, window, softcap, sinks, num_workers):
+        _ = sources  # a captured constant is part of the key under which numba keeps compiled code
+        num_seqs, num_kv_heads = q.shape[0], kv.shape[2]
+        first_item = _first_items(seq_lens[:num_seqs], window, num_kv_heads)
         num_items = first_item[num_seqs]
         partial = np.empty((num_items, group, head_dim), np.float32)
         lse = np.empty((num_items, group), np.float32)
@@ -57,29 +67,44 @@ def decode_kernel(head_dim: int, group: int):
             for item in range(num_items * worker // num_workers, num_items * (worker + 1) // num_workers):
                 while first_item[seq + 1] <= item:
                     seq += 1
-                num_chunks = (first_item[seq + 1] - first_item[seq]) // num_kv_heads
-                head, chunk = divmod(item - first_item[seq], num_chunks)
-                start, end = _chunk_bounds(chunk, seq_lens[seq], window)
-                k_head = head * strides[2]
-                v_head = k_head + strides[1]
+                chunks = (first_item[seq + 1] - first_item[seq]) // num_kv_heads
+                head, chunk = (item - first_item[seq]) // chunks, (item - first_item[seq]) % chunks
+                start = _first_key(seq_lens[seq], window) + chunk * CHUNK
+                count = min(CHUNK, seq_lens[seq] - start)
                 table = block_tables[seq]
-                _load_query(query, q[seq], head * group, scale * LOG2E, group, head_dim)
-                _score(scores, query, kv, k_head, strides, table, block_size, start, end, group, head_dim)
-                _soften(scores, lse[item], end - start, softcap, group)
-                _weigh(partial[item], scores, kv, v_head, strides, table, block_size, start, end, group, head_dim)
+
+                _load_query(query, q[seq, head * group : (head + 1) * group], scale)
+                _score(scores, query, kv, head, table, start, count, group, head_dim)
+                for g in range(group):
+                    lse[item, g] = _exponentiate(scores[g, :count], softcap)
+                _weigh(partial[item], scores, kv, head, table, start, count, group, head_dim)
 
         for worker in prange(num_workers):
-            for row in range(num_seqs * num_kv_heads * worker // num_workers, num_seqs * num_kv_heads * (worker + 1) // num_workers):
-                seq, head = divmod(row, num_kv_heads)
-                num_chunks = (first_item[seq + 1] - first_item[seq]) // num_kv_heads
-                begin = first_item[seq] + head * num_chunks
+            num_rows = num_seqs * num_kv_heads
+            for row in range(num_rows * worker // num_workers, num_rows * (worker + 1) // num_workers):
+                seq, head = row // num_kv_heads, row % num_kv_heads
+                chunks = (first_item[seq + 1] - first_item[seq]) // num_kv_heads
+                begin = first_item[seq] + head * chunks
                 for g in range(group):
-                    _merge(out[seq, head * group + g], partial, lse, begin, begin + num_chunks, g, sinks, head * group + g, head_dim)
+                    q_head = head * group + g
+                    sink = sinks[q_head] * LOG2E if sinks.shape[0] > 0 else _MINUS_INF
+                    _merge(out[seq, q_head], partial[begin : begin + chunks, g], lse[begin : begin + chunks, g], sink)
 
     return decode
 
 
-@njit(error_model="numpy")
+def _fingerprint() -> int:
+    """Of the code that is compiled into the kernel: numba's cache on disk only notices changes to this very file."""
+    return crc32(b"".join(Path(module.__file__).read_bytes() for module in (bits, elementary, rows)))
+
+
+@_inlined
+def _first_key(seq_len, window):
+    """The first position that the query, which is the sequence's last token, sees."""
+    return max(seq_len - window, 0) if window > 0 else 0
+
+
+@_inlined
 def _first_items(seq_lens, window, num_kv_heads):
     """int64 [num_seqs + 1]: the first work item of each sequence, and their number at the end."""
     first = np.zeros(seq_lens.shape[0] + 1, np.int64)
@@ -90,86 +115,80 @@ def _first_items(seq_lens, window, num_kv_heads):
 
 
 @_inlined
-def _first_key(seq_len, window):
-    return max(seq_len - window, 0) if window > 0 else 0
+def _load_query(query, q, scale):
+    for g in range(query.shape[0]):
+        for d in range(query.shape[1]):
+            query[g, d] = widen(q[g, d]) * (scale * LOG2E)
 
 
 @_inlined
-def _chunk_bounds(chunk, seq_len, window):
-    start = _first_key(seq_len, window) + chunk * CHUNK
-    return start, min(start + CHUNK, seq_len)
+def _stride(kv, axis):
+    return kv.strides[axis] // kv.itemsize
 
 
 @_inlined
-def _slot(table, position, block_size, strides):
+def _locate(kv, table, position):
+    """Where a position's slot begins in the cache, in elements, and how many slots its block has from there on."""
+    block_size = kv.shape[3]
+    offset = position % block_size
     # int64: block · stride passes 2^31 in pools of a few GiB.
-    return np.int64(table[position // block_size]) * strides[0] + (position % block_size) * strides[3]
+    return np.int64(table[position // block_size]) * _stride(kv, 0) + offset * _stride(kv, 3), block_size - offset
 
 
 @_inlined
-def _load_query(query, q, first_head, scale, group, head_dim):
-    for g in range(group):
-        for d in range(head_dim):
-            query[g, d] = widen(q[first_head + g, d]) * scale
+def _score(scores, query, kv, head, table, start, count, group, head_dim):
+    """scores[g, t] = query[g] · K[start + t]."""
+    k = head * _stride(kv, 2)
+    done = 0
+    at, run = _locate(kv, table, start)
+    while done < count:
+        ahead, next_run = _locate(kv, table, min(start + done + run, start + count - 1))
+        run = min(run, count - done)
+        score_run(scores, done, query, kv, k + at, _stride(kv, 3), run, k + ahead, group, head_dim)
+        done += run
+        at, run = ahead, next_run
 
 
 @_inlined
-def _score(scores, query, kv, k_head, strides, table, block_size, start, end, group, head_dim):
-    """scores[g, t] = query[g] · K[start + t], in units of log 2."""
-    for t in range(end - start):
-        at = k_head + _slot(table, start + t, block_size, strides)
-        key = kv[at : at + head_dim]
-        for g in range(group):
-            dot = _ZERO
-            for d in range(head_dim):
-                dot += query[g, d] * widen(key[d])
-            scores[g, t] = dot
+def _weigh(acc, weights, kv, head, table, start, count, group, head_dim):
+    """acc[g] = Σ_t weights[g, t] · V[start + t]."""
+    v = head * _stride(kv, 2) + _stride(kv, 1)
+    acc[:] = _ZERO
+    done = 0
+    at, run = _locate(kv, table, start)
+    while done < count:
+        ahead, next_run = _locate(kv, table, min(start + done + run, start + count - 1))
+        run = min(run, count - done)
+        weigh_run(acc, weights, done, kv, v + at, _stride(kv, 3), run, v + ahead, group, head_dim)
+        done += run
+        at, run = ahead, next_run
 
 
 @_inlined
-def _soften(scores, lse, count, softcap, group):
-    """Turns scores into weights relative to their maximum; lse[g] = log2 Σ 2^score."""
-    for g in range(group):
-        if softcap > _ZERO:
-            for t in range(count):
-                scores[g, t] = softcapped(scores[g, t], softcap * LOG2E)
-        top = _MINUS_INF
-        for t in range(count):
-            top = max(top, scores[g, t])
-        total = _ZERO
-        for t in range(count):
-            scores[g, t] = exp2(scores[g, t] - top)
-            total += scores[g, t]
-        for t in range(count):
-            scores[g, t] /= total
-        lse[g] = top + math.log2(total)
+def _exponentiate(scores, softcap):
+    """Turns one head's scores into weights that sum to 1; returns log2 Σ 2^score."""
+    if softcap > _ZERO:
+        for t in range(scores.shape[0]):
+            scores[t] = softcapped(scores[t], softcap * LOG2E)
+    top, total = largest(scores), _ZERO
+    for t in range(scores.shape[0]):
+        scores[t] = exp2(scores[t] - top)
+        total += scores[t]
+    scores *= _ONE / total
+    return top + np.log2(total)
 
 
 @_inlined
-def _weigh(partial, scores, kv, v_head, strides, table, block_size, start, end, group, head_dim):
-    """partial[g] = Σ_t scores[g, t] · V[start + t]."""
-    partial[:] = _ZERO
-    for t in range(end - start):
-        at = v_head + _slot(table, start + t, block_size, strides)
-        value = kv[at : at + head_dim]
-        for g in range(group):
-            for d in range(head_dim):
-                partial[g, d] += scores[g, t] * widen(value[d])
-
-
-@_inlined
-def _merge(out, partial, lse, begin, end, g, sinks, q_head, head_dim):
-    """out = Σ_c 2^(lse_c − top) · partial_c / Σ_c 2^(lse_c − top), the sink's weight in the denominator only."""
-    top = sinks[q_head] * LOG2E if sinks.shape[0] > 0 else _MINUS_INF
-    for item in range(begin, end):
-        top = max(top, lse[item, g])
-    total = exp2(sinks[q_head] * LOG2E - top) if sinks.shape[0] > 0 else _ZERO
-    merged = np.zeros(head_dim, np.float32)
-    for item in range(begin, end):
-        weight = exp2(lse[item, g] - top)
-        total += weight
-        for d in range(head_dim):
-            merged[d] += weight * partial[item, g, d]
-    for d in range(head_dim):
-        # No chunk, no sink: a padded row of length 0, whose output is zeros.
-        out[d] = narrow(merged[d] / total if end > begin else _ZERO, out[d])
+def _merge(out, partial, lse, sink):
+    """out = Σ_c 2^(lse_c − top) · partial_c / (Σ_c 2^(lse_c − top) + 2^(sink − top)) over the chunks c."""
+    top = max(largest(lse), sink)
+    weights = np.empty(lse.shape[0], np.float32)
+    for c in range(lse.shape[0]):
+        weights[c] = exp2(lse[c] - top)
+    total = weights.sum() + exp2(sink - top)
+    for d in range(out.shape[0]):
+        merged = _ZERO
+        for c in range(lse.shape[0]):
+            merged += weights[c] * partial[c, d]
+        # Without a chunk this is a padded row, of length 0: its output is zeros.
+        out[d] = narrow(merged / total if lse.shape[0] > 0 else _ZERO, out[d])

@@ -10,12 +10,11 @@ from numba import njit
 
 from octavo.kernels.cpu.bits import power_of_two
 
-# Sums may be reassociated, which vectorises them. NaN and infinity stay what they are: −inf marks "no key".
+# Sums may be reordered and fused. NaN and infinity keep their meaning.
 FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 LOG2E = np.float32(math.log2(math.e))
-LN2 = np.float32(math.log(2.0))
 
-# 2**f on |f| <= 1/2, Chebyshev-fitted with the value at 0 pinned to 1; relative error below 2e-7.
+# 2**f for |f| <= 1/2: a fit with the value at 0 pinned to 1; relative error below 2e-7.
 _C1, _C2, _C3, _C4, _C5, _C6 = (
     np.float32(c) for c in (6.931472e-01, 2.402265e-01, 5.550411e-02, 9.618129e-03, 1.333356e-03, 1.540353e-04)
 )
@@ -33,6 +32,16 @@ def exp2(x):
 
 @njit(fastmath=FASTMATH, forceinline=True)
 def softcapped(x, softcap):
-    """softcap · tanh(x / softcap), through an exponential that cannot overflow: only of −2|x / softcap|."""
+    """softcap · tanh(x / softcap), by an exponential that cannot overflow: that of −2 |x / softcap|."""
     e = exp2(-_TWO * LOG2E * abs(x) / softcap)
-    return math.copysign(softcap * (_ONE - e) / (_ONE + e), x)
+    return np.copysign(softcap * (_ONE - e) / (_ONE + e), x)
+
+
+# Comparing vectors needs the licence to assume that nothing is NaN.
+@njit(fastmath=FASTMATH | {"nnan"})
+def largest(row):
+    """The largest element of a float32 row; −inf if it is empty."""
+    top = np.float32(-np.inf)
+    for x in row:
+        top = max(top, x)
+    return top

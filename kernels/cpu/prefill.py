@@ -16,6 +16,14 @@ from octavo.kernels.reference import attend_dense
 TILE = 128
 
 
+def gather_context(kv_cache: Tensor, block_table: Tensor, seq_len: int) -> tuple[Tensor, Tensor]:
+    """One sequence's K and V out of its blocks, each [num_kv_heads, seq_len, head_dim]."""
+    block_size = kv_cache.shape[3]
+    blocks = kv_cache[block_table[: -(-seq_len // block_size)].long()]
+    k, v = blocks.permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, :seq_len].unbind(0)
+    return k, v
+
+
 def attend_sequence(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int, softcap: float, sinks: Tensor | None
 ) -> Tensor:
@@ -68,10 +76,6 @@ def _attend_tiled(
         tile = q[start : start + TILE]
         end = past + start + tile.shape[0]
         keys = slice(max(past + start + 1 - window, 0) if window else 0, end)
-        tiles.append(
-            attend_dense(
-                tile, k[:, keys].transpose(0, 1), v[:, keys].transpose(0, 1),
-                scale=scale, window=window, softcap=softcap, sinks=sinks,
-            )  # fmt: skip
-        )
+        k_seen, v_seen = k[:, keys].transpose(0, 1), v[:, keys].transpose(0, 1)
+        tiles.append(attend_dense(tile, k_seen, v_seen, scale=scale, window=window, softcap=softcap, sinks=sinks))
     return torch.cat(tiles)

@@ -63,4 +63,6 @@ def _copy_kernel(
     real = (slots < BLOCK_SIZE) & (dims < HEAD_DIM)
     within = plane % 2 * stride_kv + plane // 2 * stride_head + slots * stride_slot + dims
     from_block, to_block = tl.load(src + pair), tl.load(dst + pair)  # int64, and so are the products below
-    tl.store(kv + to_block * stride_block + within, tl.load(kv + from_block * stride_block + within, mask=real), mask=real)
+    tl.store(
+        kv + to_block * stride_block + within, tl.load(kv + from_block * stride_block + within, mask=real), mask=real
+    )

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels.triton.softmax import LOG2E, attend_keys, normalised, with_sink
+from octavo.kernels.triton.softmax import attend_keys, normalised, with_sink
 from octavo.kernels.triton.tiles import decode_tile, padded
 
 # A split is at least so long (shorter ones would spend their time on start-up and merging), and there are at most
@@ -94,7 +94,7 @@ def _visible(seq_len, window, MIN_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr)
     return first, tl.maximum(tl.cdiv(per_split, MIN_SPLIT) * MIN_SPLIT, MIN_SPLIT)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["window"])
 def _decode_kernel(
     out, partial, lse, q, kv, block_tables, seq_lens, sinks,
     out_stride_seq, out_stride_head, q_stride_seq, q_stride_head,
@@ -149,7 +149,8 @@ def _decode_kernel(
         tl.store(to, normalised(acc, total).to(out.dtype.element_ty), mask=real)
 
 
-@triton.jit
+# Counts that change from step to step must not compile variants of their own.
+@triton.jit(do_not_specialize=["num_splits", "window"])
 def _merge_kernel(
     out, partial, lse, seq_lens, sinks,
     out_stride_seq, out_stride_head, num_splits, window,

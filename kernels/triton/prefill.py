@@ -81,7 +81,8 @@ def _find_sequence(cu_query_lens, num_seqs, tile, TOKENS: tl.constexpr):
     return low, tile - ((tl.load(cu_query_lens + low) - origin) // TOKENS + low)
 
 
-@triton.jit
+# A count that changes from step to step must not compile a variant of its own.
+@triton.jit(do_not_specialize=["num_seqs", "window"])
 def _prefill_kernel(
     out, q, kv, block_tables, seq_lens, cu_query_lens, sinks,
     out_stride_token, out_stride_head, q_stride_token, q_stride_head,

@@ -34,10 +34,7 @@ def attend_keys(
     real_dim = dims < HEAD_DIM
     for first in range(begin, end, KEYS):
         keys = first + tl.arange(0, KEYS)
-        if MASKED:
-            live = keys < limit
-        else:
-            live = tl.full([KEYS], True, tl.int1)
+        live = keys < limit if MASKED else tl.full([KEYS], True, tl.int1)
         # int64: block · stride passes 2^31 in pools of a few GiB.
         block = tl.load(table + keys // BLOCK_SIZE, mask=live, other=0).to(tl.int64)
         slot = block * stride_block + (keys % BLOCK_SIZE) * stride_slot

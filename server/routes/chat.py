@@ -32,7 +32,7 @@ def chat_router(service: Service) -> APIRouter:
     async def create_chat_completion(body: ChatCompletionRequest, request: Request) -> Response:
         """Answers a conversation."""
         service.check(body)
-        sampling = body.sampling(max_tokens=body.max_completion_tokens or body.max_tokens)
+        sampling = body.sampling(max_tokens=body.output_limit)
         prompt = await service.encode_chat(
             body.messages, add_generation_prompt=body.add_generation_prompt, **body.chat_template_kwargs
         )

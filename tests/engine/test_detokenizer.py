@@ -9,18 +9,13 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+from tiny_tokenizer import TEXT
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from octavo.engine.detokenizer import IncrementalDetokenizer
 from octavo.engine.tokenizer import Tokenizer
 
 SEQUENCES = int(os.environ.get("OCTAVO_DETOKENIZER_SEQUENCES", "600"))
-
-TEXT = [
-    "The quick brown fox jumps over the lazy dog. It doesn't stop, however long it runs!",
-    "Größe, naïveté, señor — “quotes” … 你好，世界。こんにちは 🙂👩‍👩‍👧 привет שלום",
-    "def f(x):\n    return x  # indented\n\n\t\tdone   three spaces",
-]
 
 
 def byte_level() -> tokenizers.Tokenizer:

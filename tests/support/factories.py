@@ -20,7 +20,12 @@ EOS = 63
 
 
 def make_manager(
-    num_blocks: int = 16, block_size: int = 4, num_rows: int = 4, *, caching: bool = True, hasher: ChainHash = chain_hash
+    num_blocks: int = 16,
+    block_size: int = 4,
+    num_rows: int = 4,
+    *,
+    caching: bool = True,
+    hasher: ChainHash = chain_hash,
 ) -> BlockManager:
     """A manager whose every row could own the whole pool."""
     return BlockManager(

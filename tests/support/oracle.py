@@ -28,7 +28,9 @@ def next_token(history: int, seed: int, vocab_size: int) -> int:
     return (history ^ (seed * 0x9E3779B9)) % 65_537 % vocab_size
 
 
-def expected_output(prompt: list[int], length: int, vocab_size: int, seed: int = 0, eos: int | None = None) -> list[int]:
+def expected_output(
+    prompt: list[int], length: int, vocab_size: int, seed: int = 0, eos: int | None = None
+) -> list[int]:
     """What the oracle generates for a prompt, computed without any cache."""
     history = 0
     for token in prompt:

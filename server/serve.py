@@ -1,0 +1,170 @@
+"""``octavo serve``: from a validated config to a server that has drained.
+
+The order is the cheapest failure first: the port is taken before the model is looked for, the model is checked
+before its engine is started. HTTP answers while the engine loads, with "loading".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from octavo.config import EngineConfig, ServerConfig
+from octavo.errors import SetupError
+from octavo.server.app import build_app
+from octavo.server.connection import BoundedConnection
+from octavo.server.console import Narrator
+from octavo.server.lifecycle import Lifecycle
+from octavo.server.limits import KEEP_ALIVE_SECONDS
+
+if TYPE_CHECKING:
+    from octavo.engine.client import EngineClient
+
+FORCED_EXIT = 130
+LAST_WORDS_SECONDS = 2  # for open streams to tell their clients why they end
+
+
+def serve(engine_config: EngineConfig, config: ServerConfig, narrator: Narrator) -> int:
+    """Serves until asked to stop; returns the process's exit status.
+
+    Raises:
+        SetupError: The port is taken, or the model cannot be served.
+    """
+    # Imported here so that a wrong option or a taken port is told at once.
+    from octavo.engine.client import ProcessEngineClient
+    from octavo.engine.prepare import prepare_model
+    from octavo.engine.tokenizer import Tokenizer
+
+    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    with bind(config) as listener:
+        with narrator.working(f"looking for {engine_config.model.model}"):
+            model = prepare_model(engine_config, narrator.progress)
+            tokenizer = Tokenizer(model.folder)
+        client = ProcessEngineClient(engine_config, model)
+        lifecycle = Lifecycle()
+        name = config.served_model_name or model.name
+        app = build_app(client, tokenizer, config, model_name=name, lifecycle=lifecycle)
+        uvicorn_config = http_config(app)
+        with asyncio.Runner(loop_factory=uvicorn_config.get_loop_factory()) as runner:
+            server = Server(HttpServer(uvicorn_config), client, lifecycle, config.shutdown_timeout, narrator, name)
+            return runner.run(server.run(listener))
+
+
+def bind(config: ServerConfig) -> socket.socket:
+    """Takes the address.
+
+    Raises:
+        SetupError: It cannot be had; says why.
+    """
+    try:
+        return socket.create_server(
+            (config.host, config.port),
+            family=socket.AF_INET6 if ":" in config.host else socket.AF_INET,
+            # create_server sets SO_REUSEADDR, so a restart need not wait for the last server's connections.
+            backlog=2048,
+        )
+    except OSError as error:
+        where = f"{config.host}:{config.port}"
+        if error.errno == errno.EADDRINUSE:
+            raise SetupError(f"{where} is already in use; choose another --port, or 0 for a free one") from error
+        raise SetupError(f"cannot listen on {where}: {error.strerror or error}") from error
+
+
+def address_of(listener: socket.socket) -> str:
+    """The URL that a listening socket answers at."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@dataclass(frozen=True)
+class Server:
+    """The HTTP server and its engine, from the first answer to the last."""
+
+    http: uvicorn.Server
+    client: EngineClient
+    lifecycle: Lifecycle
+    shutdown_timeout: float
+    narrator: Narrator
+    model_name: str
+
+    async def run(self, listener: socket.socket) -> int:
+        """Serves until asked to stop, drains, and returns the exit status.
+
+        Raises:
+            SetupError: The engine cannot start.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.lifecycle.stop)
+        serving = asyncio.create_task(self.http.serve(sockets=[listener]))
+        try:
+            if await self._start_engine(address_of(listener)):
+                await self.lifecycle.stop_requested()
+                await self._drain()
+        finally:
+            # Streams that are still open now end with an error event instead of silence.
+            await self.client.close()
+            self.http.should_exit = True
+            await serving
+        return FORCED_EXIT if self.lifecycle.forced else 0
+
+    async def _start_engine(self, address: str) -> bool:
+        """True once the engine is ready; False if somebody asked to stop before that."""
+        starting = asyncio.create_task(self.client.start(self.narrator.progress))
+        stopping = asyncio.create_task(self.lifecycle.stop_requested())
+        try:
+            with self.narrator.working(f"starting the engine; {address}/ready answers meanwhile"):
+                await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
+                return False
+            info = starting.result()
+        finally:
+            for task in (starting, stopping):
+                task.cancel()
+            await asyncio.gather(starting, stopping, return_exceptions=True)
+        self.narrator.ready(info.report, address, self.model_name)
+        return True
+
+    async def _drain(self) -> None:
+        count = self.lifecycle.open_requests
+        if count:
+            self.narrator.note(
+                f"stopping: {count} open requests have {self.shutdown_timeout:g} s to finish; "
+                "Ctrl-C again ends them now"
+            )
+        if not await self.lifecycle.drain(self.shutdown_timeout):
+            self.narrator.note(f"stopped with {self.lifecycle.open_requests} requests unfinished")
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn without its own signal handlers, which would stop it before the requests are drained."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def http_config(app: object) -> uvicorn.Config:
+    """How uvicorn runs the application: quiet, bounded, and without what Octavo does itself."""
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        http=BoundedConnection,
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        log_level="warning",
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=LAST_WORDS_SECONDS,
+    )

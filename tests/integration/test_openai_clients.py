@@ -1,0 +1,108 @@
+"""openai-python against the real server process: sync, async, streaming."""
+
+from __future__ import annotations
+
+import asyncio
+
+import openai
+import pytest
+from serving import Server
+
+pytestmark = pytest.mark.model
+
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+@pytest.fixture
+def client(server: Server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0, timeout=60)
+
+
+@pytest.fixture
+def async_client(server: Server) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0, timeout=60)
+
+
+@pytest.fixture
+def model(client: openai.OpenAI) -> str:
+    return client.models.list().data[0].id
+
+
+def test_chat(client: openai.OpenAI, model: str) -> None:
+    answer = client.chat.completions.create(model=model, messages=QUESTION, temperature=0, max_tokens=16)
+    assert "Paris" in (answer.choices[0].message.content or "")
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+def test_completion(client: openai.OpenAI, model: str) -> None:
+    answer = client.completions.create(model=model, prompt="The capital of France is", temperature=0, max_tokens=4)
+    assert "Paris" in answer.choices[0].text
+    assert answer.choices[0].finish_reason == "length"
+
+
+def test_stream_equals_the_whole(client: openai.OpenAI, model: str) -> None:
+    asked = {"model": model, "messages": QUESTION, "temperature": 0, "max_tokens": 24}
+    whole = client.chat.completions.create(**asked)
+    chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
+    assert chunks[-1].usage == whole.usage or chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+
+
+def test_stream_helper(client: openai.OpenAI, model: str) -> None:
+    with client.chat.completions.stream(model=model, messages=QUESTION, temperature=0, max_tokens=16) as stream:
+        for _ in stream:
+            pass
+        assert "Paris" in (stream.get_final_completion().choices[0].message.content or "")
+
+
+async def test_several_conversations_at_once(async_client: openai.AsyncOpenAI, model: str) -> None:
+    async def talk(name: str) -> str:
+        messages: list[dict[str, str]] = [{"role": "user", "content": f"My name is {name}. Say hello to me."}]
+        for _ in range(2):
+            answer = await async_client.chat.completions.create(
+                model=model, messages=messages, temperature=0, max_tokens=24
+            )
+            messages.append({"role": "assistant", "content": answer.choices[0].message.content or ""})
+            messages.append({"role": "user", "content": "What is my name?"})
+        return " ".join(message["content"] for message in messages[1:-1])
+
+    names = ["Ada", "Grace", "Alan", "Edsger"]
+    for name, said in zip(names, await asyncio.gather(*map(talk, names)), strict=True):
+        assert name in said
+        assert not any(other in said for other in names if other != name)
+
+
+async def test_async_stream(async_client: openai.AsyncOpenAI, model: str) -> None:
+    stream = await async_client.completions.create(
+        model=model, prompt="one, two, three,", temperature=0, max_tokens=8, stream=True
+    )
+    text = "".join([chunk.choices[0].text async for chunk in stream])
+    assert "four" in text
+
+
+def test_a_multi_turn_conversation_hits_the_prefix_cache(client: openai.OpenAI, model: str) -> None:
+    messages: list[dict[str, str]] = [{"role": "user", "content": "Tell me a very short story about a fox. " * 4}]
+    first = client.chat.completions.create(model=model, messages=messages, temperature=0, max_tokens=32)
+    messages += [
+        {"role": "assistant", "content": first.choices[0].message.content or ""},
+        {"role": "user", "content": "And then?"},
+    ]
+    second = client.chat.completions.create(model=model, messages=messages, temperature=0, max_tokens=8)
+    assert second.usage is not None
+    assert second.usage.prompt_tokens_details is not None
+    assert (second.usage.prompt_tokens_details.cached_tokens or 0) >= first.usage.prompt_tokens - 16
+
+
+def test_errors_arrive_as_the_clients_own(client: openai.OpenAI, model: str) -> None:
+    with pytest.raises(openai.NotFoundError, match="no-such-model"):
+        client.completions.create(model="no-such-model", prompt="x")
+    with pytest.raises(openai.BadRequestError, match="9000"):
+        client.completions.create(model=model, prompt="x", max_tokens=9000)
+    with pytest.raises(openai.BadRequestError, match="temperature"):
+        client.completions.create(model=model, prompt="x", temperature=3)

@@ -1,0 +1,89 @@
+"""Options of `load_model`: types, dummy weights, backends."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from octavo.errors import ConfigError, UnsupportedModelError
+from octavo.models.loader import load_model, resolve_dtype
+from octavo.models.shape import ModelShape
+
+IDS = torch.arange(3, 15)
+
+
+@pytest.mark.parametrize(
+    ("option", "checkpoint", "expected"),
+    [
+        ("auto", "bfloat16", torch.bfloat16),
+        ("auto", "float16", torch.float16),
+        ("auto", "float32", torch.bfloat16),
+        ("auto", "float8_e4m3fn", torch.bfloat16),
+        ("float32", "bfloat16", torch.float32),
+        (torch.float16, "bfloat16", torch.float16),
+    ],
+)
+def test_dtype(option, checkpoint, expected, tiny):
+    folder, _ = tiny("Llama")
+    (folder / "config.json").write_text((folder / "config.json").read_text().replace('"float32"', f'"{checkpoint}"'))
+    assert resolve_dtype(option, ModelShape.read(folder)) is expected
+
+
+@pytest.mark.parametrize("option", ["int8", "double", torch.float64])
+def test_unknown_dtype(option, tiny):
+    folder, _ = tiny("Llama")
+    with pytest.raises(ConfigError, match="dtype must be auto, float32, bfloat16, float16"):
+        load_model(folder, dtype=option)
+
+
+def test_unknown_load_format(tiny):
+    folder, _ = tiny("Llama")
+    with pytest.raises(ConfigError, match="load format must be auto or dummy, not 'npz'"):
+        load_model(folder, load_format="npz")
+
+
+def test_unknown_attention_backend(tiny):
+    folder, _ = tiny("Llama")
+    with pytest.raises(ConfigError, match="'flash'"):
+        load_model(folder, attention_backend="flash")
+
+
+def test_unsupported_architecture_is_found_before_its_weights(tiny):
+    folder, _ = tiny("Llama")
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace("LlamaForCausalLM", "OtherForCausalLM"))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UnsupportedModelError, match="OtherForCausalLM"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("family", ["Llama", "Gemma3"])
+def test_dummy_weights_need_only_the_config(family, tiny, run_paged):
+    folder, _ = tiny(family)
+    (folder / "model.safetensors").unlink()
+
+    def logits(seed: int) -> torch.Tensor:
+        decoder = load_model(
+            folder, dtype="float32", load_format="dummy", seed=seed, attention_backend="reference", max_model_len=32
+        )
+        return run_paged(decoder, IDS, (len(IDS),))
+
+    assert torch.equal(logits(1), logits(1))
+    assert not torch.equal(logits(1), logits(2))
+    assert logits(1).isfinite().all()
+
+
+def test_loading_does_not_hold_two_copies(tiny, monkeypatch):
+    """Fused weights are filled in place: no tensor larger than one fused matrix is ever alive beside them."""
+    folder, _ = tiny("Llama")
+    made = []
+    empty = torch.empty
+
+    def recording(*args, **kwargs):
+        made.append(empty(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(torch, "empty", recording)
+    decoder = load_model(folder, dtype="float32", attention_backend="reference")
+    stored = sum(tensor.numel() for tensor in made)
+    assert stored == decoder.shape.num_parameters

@@ -1,0 +1,119 @@
+"""SamplingParams: every bound, from both sides, and what the refusals say."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import pytest
+
+from octavo.errors import InvalidRequestError
+from octavo.scheduler.sampling import MAX_N, SamplingParams
+
+INT32_MAX = 2**31 - 1
+WHOLE = {
+    "n": (1, MAX_N),
+    "max_tokens": (1, INT32_MAX),
+    "min_tokens": (0, INT32_MAX),
+    "top_k": (-1, INT32_MAX),
+    "seed": (-(2**63), 2**63 - 1),
+}
+REAL = {"temperature": (0.0, 2.0), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0)}
+
+
+def refusal(**values: Any) -> InvalidRequestError:
+    with pytest.raises(InvalidRequestError) as caught:
+        SamplingParams(**values)
+    return caught.value
+
+
+def test_the_defaults_are_valid_and_sample() -> None:
+    assert not SamplingParams().greedy
+
+
+@pytest.mark.parametrize(("name", "bounds"), WHOLE.items())
+def test_whole_numbers_are_accepted_at_their_bounds(name: str, bounds: tuple[int, int]) -> None:
+    for value in bounds:
+        assert getattr(SamplingParams(**{name: value}), name) == value
+
+
+@pytest.mark.parametrize(("name", "bounds"), WHOLE.items())
+def test_whole_numbers_are_refused_one_past_their_bounds(name: str, bounds: tuple[int, int]) -> None:
+    low, high = bounds
+    for value in (low - 1, high + 1):
+        error = refusal(**{name: value})
+        assert str(error) == f"{name} must be a whole number from {low} to {high}, not {value}"
+        assert error.param == name
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("value", [True, False, 1.0, "1", math.nan, [1]])
+def test_only_whole_numbers_are_whole_numbers(name: str, value: object) -> None:
+    assert refusal(**{name: value}).param == name
+
+
+@pytest.mark.parametrize("name", ["n", "min_tokens", "top_k"])
+def test_none_is_not_a_number(name: str) -> None:
+    assert refusal(**{name: None}).param == name
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "seed"])
+def test_none_leaves_the_choice_to_the_engine(name: str) -> None:
+    assert getattr(SamplingParams(**{name: None}), name) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("temperature", 0), ("temperature", 0.0), ("temperature", 2), ("temperature", 2.0), ("top_p", 1), ("top_p", 1.0)]
+    + [("top_p", 5e-324), ("min_p", 0), ("min_p", 1.0)],
+)
+def test_reals_are_accepted_at_their_bounds(name: str, value: float) -> None:
+    assert getattr(SamplingParams(**{name: value}), name) == value
+
+
+@pytest.mark.parametrize(("name", "bounds"), REAL.items())
+def test_reals_are_refused_just_past_their_bounds(name: str, bounds: tuple[float, float]) -> None:
+    low, high = bounds
+    for value in (math.nextafter(low, -1.0), math.nextafter(high, 3.0), low - 1, high + 1):
+        assert refusal(**{name: value}).param == name
+
+
+@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, True, False, "1", None, 10**400, -(10**400)])
+def test_only_finite_numbers_are_reals(name: str, value: object) -> None:
+    assert refusal(**{name: value}).param == name
+
+
+def test_a_real_out_of_range_is_named_with_its_range() -> None:
+    assert str(refusal(temperature=2.5)) == "temperature must be a number from 0.0 to 2.0, not 2.5"
+    assert str(refusal(min_p=math.nan)) == "min_p must be a number from 0.0 to 1.0, not nan"
+
+
+def test_top_p_of_zero_would_leave_no_token() -> None:
+    assert str(refusal(top_p=0.0)) == "top_p must be a number above 0.0, at most 1.0, not 0.0"
+    assert refusal(top_p=0).param == "top_p"
+
+
+def test_min_tokens_may_equal_max_tokens_and_not_exceed_it() -> None:
+    assert SamplingParams(min_tokens=5, max_tokens=5).min_tokens == 5
+    error = refusal(min_tokens=6, max_tokens=5)
+    assert str(error) == "min_tokens (6) must not exceed max_tokens (5)"
+    assert error.param == "min_tokens"
+
+
+@pytest.mark.parametrize("token", [-1, True, 1.0, "1", None])
+def test_stop_tokens_are_token_ids(token: object) -> None:
+    error = refusal(stop_token_ids=(0, token))
+    assert str(error) == f"stop_token_ids must hold token ids of 0 or more, not {token!r}"
+    assert error.param == "stop_token_ids"
+
+
+def test_temperature_zero_is_greedy() -> None:
+    assert SamplingParams(temperature=0).greedy
+    assert not SamplingParams(temperature=1e-6).greedy
+
+
+def test_parameters_do_not_change() -> None:
+    with pytest.raises(FrozenInstanceError):
+        SamplingParams().n = 2  # type: ignore[misc]

@@ -1,0 +1,186 @@
+"""The octavo command: its options, its errors, its exit statuses, and what it loads."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from tiny_tokenizer import write_tokenizer
+
+from octavo.config import EngineConfig, ServerConfig
+from octavo.errors import SetupError
+from octavo.server import cli
+from octavo.server.serve import address_of, bind
+
+# A server whose engine is the tests' fake.
+SERVE_FAKE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import octavo.engine.client, octavo.engine.prepare
+from fake_engine import FakeEngine
+octavo.engine.prepare.prepare_model = lambda config, progress: (
+    octavo.engine.prepare.PreparedModel(Path(sys.argv[2]), config.model.model))
+def client(config, model):
+    engine = FakeEngine()
+    engine.delay = 0.05
+    return engine
+octavo.engine.client.ProcessEngineClient = client
+from octavo.server.cli import main
+main(["serve", "tiny", "--port", "0", *sys.argv[3:]])
+"""
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[EngineConfig, ServerConfig]]:
+    """What `serve` is called with."""
+    calls: list[tuple[EngineConfig, ServerConfig]] = []
+
+    def serve(engine: EngineConfig, server: ServerConfig, narrator: object) -> int:
+        calls.append((engine, server))
+        return 0
+
+    monkeypatch.setattr(cli, "serve", serve)
+    return calls
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def test_options_reach_their_sections(served: list[tuple[EngineConfig, ServerConfig]]) -> None:
+    arguments = "--block-size 32 --kv-cache-memory 1GiB --no-prefix-caching --max-model-len 4k --port 0 --device cpu"
+    assert run("serve", "some/model", *arguments.split()) == 0
+    engine, server = served[0]
+    assert engine == EngineConfig.of(
+        model="some/model", block_size=32, memory=2**30, prefix_caching=False, max_model_len=4096, device="cpu"
+    )
+    assert server == ServerConfig(port=0)
+
+
+def test_without_options_the_config_classes_know_the_defaults(served: list[tuple[EngineConfig, ServerConfig]]) -> None:
+    assert run("serve") == 0
+    assert served == [(EngineConfig(), ServerConfig())]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["serve", "--blok-size", "3"], "did you mean --block-size?"),
+        (["serve", "--colour=red"], "unknown option --colour"),
+        (["serve", "a", "b"], "unexpected argument 'b'"),
+        (["serve", "--dtype", "int3"], "float32"),
+        (["serve", "--port", "http"], "not a whole number"),
+        (["serve", "--port", "99999"], "between 0 and 65535"),
+        (["serve", "--block-size", "0"], "--block-size must be at least 1"),
+        (["serve", "--kv-cache-memory", "lots"], "write it as 2GiB"),
+        (["serve", "--port"], "expected one argument"),
+        (["fly"], "serve"),
+        ([], "COMMAND"),
+    ],
+)
+def test_usage_errors_are_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*arguments) == cli.USAGE_ERROR
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_help_shows_every_option_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("serve", "--help") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "--block-size",
+        "(default: 16)",
+        "--port",
+        "(default: 8000)",
+        "--no-prefix-caching",
+        "{auto,cpu,cuda}",
+    ):
+        assert words in text
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out.startswith("octavo ")
+
+
+def test_setup_errors_are_told_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: object) -> int:
+        raise SetupError("no [such] model")
+
+    monkeypatch.setattr(cli, "serve", fail)
+    assert run("serve") == cli.SETUP_ERROR
+    assert capsys.readouterr().err == "error: no [such] model\n"
+
+
+def test_a_port_in_use_is_told_at_once() -> None:
+    with bind(ServerConfig(port=0)) as taken:
+        port = taken.getsockname()[1]
+        began = time.monotonic()
+        with pytest.raises(SetupError, match=f"127.0.0.1:{port} is already in use"):
+            bind(ServerConfig(port=port))
+        assert time.monotonic() - began < 1
+    with bind(ServerConfig(port=port)) as listener:
+        assert address_of(listener) == f"http://127.0.0.1:{port}"
+
+
+def test_an_address_that_is_not_here() -> None:
+    with pytest.raises(SetupError, match=r"cannot listen on 203\.0\.113\.1:0"):
+        bind(ServerConfig(host="203.0.113.1", port=0))
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6")
+def test_an_ipv6_address() -> None:
+    try:
+        with bind(ServerConfig(host="::1", port=0)) as listener:
+            assert address_of(listener).startswith("http://[::1]:")
+    except SetupError:
+        pytest.skip("no IPv6 here")
+
+
+def test_the_http_process_loads_no_torch_and_stays_small() -> None:
+    script = """
+import sys, resource
+import octavo.server.app, octavo.server.cli, octavo.engine.client, octavo.engine.prepare, octavo.engine.tokenizer
+heavy = {"torch", "transformers", "numba", "triton", "safetensors"} & sys.modules.keys()
+assert not heavy, heavy
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+assert peak < 250, f"{peak} MiB"
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_and_ends_well(tmp_path: Path, tests_folder: Path, number: signal.Signals) -> None:
+    command = [sys.executable, "-c", SERVE_FAKE, str(tests_folder / "support"), str(write_tokenizer(tmp_path))]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as server:
+        assert server.stdout is not None
+        assert server.stderr is not None
+        ready = next(line for line in server.stdout if line.startswith("ready after"))
+        address = ready.split()[-1]
+        body = {"prompt": [5, 6], "max_tokens": 12, "stream": True}
+        with httpx.stream("POST", f"{address}/v1/completions", json=body) as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.send_signal(number)
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        assert server.wait(timeout=10) == 0
+        assert "curl" in server.stdout.read()
+        assert server.stderr.read() == ""
