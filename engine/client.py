@@ -16,11 +16,12 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -36,6 +37,7 @@ from octavo.engine.messages import (
     AbortRequests,
     AddRequest,
     CheckIntegrity,
+    EndSequence,
     EngineInfo,
     EngineStats,
     FromEngine,
@@ -51,6 +53,7 @@ from octavo.engine.messages import (
 )
 from octavo.engine.prepare import PreparedModel
 from octavo.engine.streams import RequestStream
+from octavo.engine.threads import bound_spinning
 from octavo.errors import (
     EngineDeadError,
     EngineUnavailableError,
@@ -91,7 +94,7 @@ class EngineClient(Protocol):
 
     @property
     def status(self) -> str:
-        """"loading", "ready", "silent", "stalled", "restarting" or "stopped"."""
+        """ "loading", "ready", "silent", "stalled", "restarting" or "stopped"."""
 
     @property
     def restarts(self) -> int:
@@ -104,7 +107,7 @@ class EngineClient(Protocol):
             SetupError: It cannot serve the model as configured.
         """
 
-    def generate(self, request: AddRequest) -> AsyncIterator[SequenceDelta]:
+    def generate(self, request: AddRequest) -> AsyncGenerator[SequenceDelta, None]:
         """Runs a request, yielding new tokens until each of its n sequences has a finish reason.
 
         Closing the iterator early aborts the request and frees its blocks.
@@ -114,6 +117,9 @@ class EngineClient(Protocol):
             CapacityError: Before the first item: the queue is full, or the engine is not up.
             EngineDeadError: At any time: the engine ended.
         """
+
+    def end_sequence(self, request_id: str, index: int) -> None:
+        """Ends one sequence of a running request, whose reader has seen enough; no more of it is yielded."""
 
     async def check_integrity(self) -> list[str]:
         """Every invariant of the block pool that does not hold; an empty list is good news."""
@@ -132,6 +138,7 @@ class ProcessEngineClient:
     def __init__(self, config: EngineConfig, model: PreparedModel) -> None:
         self._start = Start(to_mapping(config), str(model.folder), model.name)
         self._streams: dict[int, RequestStream] = {}
+        self._open_keys: dict[str, int] = {}  # request id -> key
         self._keys = itertools.count(1)
         self._tickets: dict[int, asyncio.Future[list[str]]] = {}
         self._info: EngineInfo | None = None
@@ -180,7 +187,7 @@ class ProcessEngineClient:
         self._supervisor = asyncio.create_task(self._supervise(), name="engine supervisor")
         return info
 
-    async def generate(self, request: AddRequest) -> AsyncIterator[SequenceDelta]:
+    async def generate(self, request: AddRequest) -> AsyncGenerator[SequenceDelta, None]:
         engine = self._engine
         if engine is None or self._status != "ready":
             raise EngineUnavailableError(f"the engine is {self.status}; try again in a moment", retry_after=2.0)
@@ -189,14 +196,21 @@ class ProcessEngineClient:
         if not self._streams:
             self._last_progress = time.monotonic()
         self._streams[key] = stream
+        self._open_keys[request.request_id] = key
         engine.send(msgspec.structs.replace(request, key=key))
         try:
             async for delta in stream.deltas():
                 yield delta
         finally:
-            del self._streams[key]
+            del self._streams[key], self._open_keys[request.request_id]
             if not stream.done:
                 engine.send(AbortRequests([key]))
+
+    def end_sequence(self, request_id: str, index: int) -> None:
+        key = self._open_keys.get(request_id)
+        if key is not None and self._engine is not None:
+            self._streams[key].drop(index)
+            self._engine.send(EndSequence(key, index))
 
     async def check_integrity(self) -> list[str]:
         if self._engine is None or self._status != "ready":
@@ -204,7 +218,8 @@ class ProcessEngineClient:
         ticket = next(self._keys)
         answer = self._tickets[ticket] = asyncio.get_running_loop().create_future()
         self._engine.send(CheckIntegrity(ticket))
-        return await answer
+        problems: list[str] = await answer
+        return problems
 
     async def close(self) -> None:
         self._status = "stopped"
@@ -333,8 +348,12 @@ class _EngineProcess:
         folder = Path(tempfile.mkdtemp(prefix="octavo-"))
         endpoint = f"ipc://{folder}/engine"
         context = zmq.asyncio.Context()
+        environment = dict(os.environ)
+        bound_spinning(environment)
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "octavo.engine.process", endpoint, stdin=asyncio.subprocess.DEVNULL
+            *(sys.executable, "-m", "octavo.engine.process", endpoint),
+            stdin=asyncio.subprocess.DEVNULL,
+            env=environment,
         )
         engine = cls(process, folder, context)
         engine._socket.bind(endpoint)
@@ -418,7 +437,8 @@ class _EngineProcess:
             # Its last words may still be on their way.
             await asyncio.wait({incoming}, timeout=0.2)
         if incoming.done():
-            return self._decoder.decode(incoming.result())
+            message: FromEngine = self._decoder.decode(incoming.result())
+            return message
         incoming.cancel()
         return None
 

@@ -14,7 +14,7 @@ from octavo.block_manager.manager import BlockManager
 from octavo.config import EngineConfig
 from octavo.engine.batch import InputBuffers
 from octavo.engine.kv_cache import KVCache
-from octavo.engine.memory import free_host_memory, plan_pool, report, resolve_dtype
+from octavo.engine.memory import free_host_memory, plan_pool, report
 from octavo.engine.messages import AddRequest, EngineInfo, EngineStats
 from octavo.engine.runner import ModelRunner
 from octavo.engine.sampler import Sampler
@@ -60,7 +60,7 @@ class EngineCore:
         shape = ModelShape.read(folder, trust_remote_code=config.model.trust_remote_code)
         device = _choose_device(config.execution.device)
         threads = _set_threads(config.execution.threads)
-        dtype = resolve_dtype(config.model.dtype, shape)
+        dtype = shape.served_dtype(config.model.dtype)
         progress(f"loading {name} ({shape.num_parameters / 1e6:,.0f} M parameters, {dtype}) on {device.type}")
         backend = select_backend(device, config.execution.attention_backend)
         decoder = load_model(
@@ -143,6 +143,10 @@ class EngineCore:
         """Ends requests and frees their blocks; unknown keys are counted."""
         for key in keys:
             self.scheduler.abort(key)
+
+    def end_sequence(self, key: int, index: int) -> None:
+        """Ends one of a request's sequences, because its reader has seen enough; the others go on."""
+        self.scheduler.end_sequence(key, index)
 
     def step(self) -> StepResult:
         """Schedules, executes and updates; one bad step never ends the engine."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from octavo.config import DEFAULT_MODEL, EngineConfig
@@ -133,7 +132,10 @@ class LLM:
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         key, self._next_key = self._next_key, self._next_key + 1
         self.core.add(AddRequest(str(key), ids, sampling, key=key))
-        jobs[key] = _Job(RequestOutput(ids, []), [IncrementalDetokenizer(self.tokenizer, stop=stop) for _ in range(sampling.n)])
+        detokenizers = [
+            IncrementalDetokenizer(self.tokenizer, stop=stop, min_tokens=sampling.min_tokens) for _ in range(sampling.n)
+        ]
+        jobs[key] = _Job(RequestOutput(ids, []), detokenizers)
 
     def _take(self, jobs: dict[int, _Job], result: StepResult) -> None:
         for number, cached in result.started:
@@ -143,7 +145,7 @@ class LLM:
         for number, token in zip(result.streams.tolist(), result.tokens.tolist(), strict=True):
             key, index = split_stream(number)
             if jobs[key].push(index, token, hidden=number in stop_tokens):
-                self.core.abort([key])
+                self.core.end_sequence(key, index)
         for end in result.finished:
             key, index = split_stream(end.stream)
             if end.reason is FinishReason.ERROR:
@@ -167,7 +169,7 @@ class _Job:
         return not self.open
 
     def push(self, index: int, token: int, *, hidden: bool) -> bool:
-        """Takes a token; True if a stop string ended the last open sequence, so that the engine can stop."""
+        """Takes a token; True if a stop string ended the sequence, which the engine knows nothing of."""
         if index not in self.open:
             return False
         output, detokenizer = self.output.outputs[index], self.detokenizers[index]
@@ -177,7 +179,7 @@ class _Job:
         if detokenizer.stopped_by is None:
             return False
         self.end(index, "stop")
-        return self.done
+        return True
 
     def end(self, index: int, reason: str) -> None:
         """Closes a sequence; one that a stop string has closed stays as it is."""

@@ -7,9 +7,7 @@ from pathlib import Path
 
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError, MemoryTooSmallError
-from octavo.models.shape import ModelShape
-
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+from octavo.models.shape import SERVED_DTYPES, ModelShape
 
 # The share of free memory that the pool takes when nobody says otherwise. A GPU is there for nothing else; a
 # computer's memory is also for its other programs.
@@ -32,13 +30,6 @@ class PoolPlan:
     num_blocks: int
     max_model_len: int
     why: str
-
-
-def resolve_dtype(requested: str, shape: ModelShape) -> str:
-    """What ``--dtype auto`` means for a checkpoint: its own type, except that float32 is served as bfloat16."""
-    if requested != "auto":
-        return requested
-    return shape.dtype if shape.dtype in ("bfloat16", "float16") else "bfloat16"
 
 
 def free_host_memory() -> int:
@@ -65,7 +56,7 @@ def plan_pool(config: EngineConfig, shape: ModelShape, *, free: int, device: str
         MemoryTooSmallError: The pool does not fit, or is smaller than one sequence; names what does fit.
     """
     size = config.cache.block_size
-    block_bytes = size * shape.kv_bytes_per_token(DTYPE_BYTES[resolve_dtype(config.model.dtype, shape)])
+    block_bytes = size * shape.kv_bytes_per_token(SERVED_DTYPES[shape.served_dtype(config.model.dtype)])
     wanted = config.model.max_model_len
     if wanted is not None and wanted > shape.max_position_embeddings:
         raise ConfigError(
@@ -83,13 +74,11 @@ def plan_pool(config: EngineConfig, shape: ModelShape, *, free: int, device: str
     return PoolPlan(block_bytes, num_blocks, wanted or min(shape.max_position_embeddings, largest), why)
 
 
-def _num_blocks(
-    config: EngineConfig, shape: ModelShape, free: int, device: str, block_bytes: int
-) -> tuple[int, str]:
+def _num_blocks(config: EngineConfig, shape: ModelShape, free: int, device: str, block_bytes: int) -> tuple[int, str]:
     cache, size = config.cache, config.cache.block_size
     if cache.num_blocks is not None or cache.memory is not None:
         count = cache.num_blocks if cache.num_blocks is not None else (cache.memory or 0) // block_bytes
-        told = f"--num-blocks {count}" if cache.num_blocks is not None else f"--kv-cache-memory {_gib(cache.memory or 0)}"
+        told = f"--num-blocks {count}" if cache.num_blocks else f"--kv-cache-memory {_gib(cache.memory or 0)}"
         if count * block_bytes > free:
             raise MemoryTooSmallError(
                 f"{told} needs {_gib(count * block_bytes)} and {_gib(free)} are free; "
@@ -101,7 +90,9 @@ def _num_blocks(
     ratio = cache.memory_ratio if cache.memory_ratio is not None else _DEFAULT_RATIO[device]
     count = int(free * ratio) // block_bytes
     if count < 1:
-        raise MemoryTooSmallError(f"{ratio:.0%} of the {_gib(free)} free is less than one KV block of {block_bytes:,} bytes")
+        raise MemoryTooSmallError(
+            f"{ratio:.0%} of {_gib(free)} free is less than one KV block of {block_bytes:,} bytes"
+        )
     longest = config.model.max_model_len or shape.max_position_embeddings
     useful = config.scheduler.max_num_seqs * -(-longest // size)
     if count > useful:
@@ -111,8 +102,8 @@ def _num_blocks(
 
 def report(plan: PoolPlan, config: EngineConfig, shape: ModelShape, *, name: str, where: str) -> list[str]:
     """The start-up report: weights, bytes per block, number of blocks, tokens and concurrency."""
-    dtype = resolve_dtype(config.model.dtype, shape)
-    width, size = DTYPE_BYTES[dtype], config.cache.block_size
+    dtype = shape.served_dtype(config.model.dtype)
+    width, size = SERVED_DTYPES[dtype], config.cache.block_size
     weights = shape.num_parameters * width
     tokens = plan.num_blocks * size
     lengths = sorted({min(length, plan.max_model_len) for length in _REPORTED_LENGTHS})

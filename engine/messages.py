@@ -55,6 +55,13 @@ class AbortRequests(msgspec.Struct, frozen=True, tag="abort"):
     keys: list[int]
 
 
+class EndSequence(msgspec.Struct, frozen=True, tag="end"):
+    """Front end → engine: one of a request's sequences has said enough (a stop string matched); the others go on."""
+
+    key: int
+    index: int
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """Front end → engine: end the process now; the front end has drained."""
 
@@ -219,5 +226,5 @@ class IntegrityReport(msgspec.Struct, frozen=True, tag="integrity"):
     problems: list[str]
 
 
-ToEngine = AddRequest | AbortRequests | Shutdown | CheckIntegrity
+ToEngine = AddRequest | AbortRequests | EndSequence | Shutdown | CheckIntegrity
 FromEngine = LoadProgress | EngineInfo | StartFailed | StepOutput | Rejected | Heartbeat | IntegrityReport

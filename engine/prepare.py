@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from octavo.config import EngineConfig
-from octavo.engine.memory import DTYPE_BYTES, free_host_memory, plan_pool, resolve_dtype
+from octavo.engine.memory import free_host_memory, plan_pool
+from octavo.models.checkpoint import Checkpoint
 from octavo.models.resolve import resolve
-from octavo.models.shape import ModelShape
+from octavo.models.shape import SERVED_DTYPES, ModelShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +37,11 @@ def prepare_model(config: EngineConfig, progress: Callable[[str], None] = lambda
     """
     found = resolve(config.model.model, progress=progress)
     shape = ModelShape.read(found.path, trust_remote_code=config.model.trust_remote_code)
+    if config.model.load_format == "auto":
+        Checkpoint(found.path, shape)
     if config.execution.device != "cuda":
         # A GPU's memory is measured by the engine; asking for it takes torch.
-        weights = shape.num_parameters * DTYPE_BYTES[resolve_dtype(config.model.dtype, shape)]
+        weights = shape.num_parameters * SERVED_DTYPES[shape.served_dtype(config.model.dtype)]
         _check_memory(config, shape, free_host_memory() - weights)
     return PreparedModel(found.path, found.name)
 

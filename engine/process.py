@@ -28,6 +28,7 @@ from octavo.engine.messages import (
     AbortRequests,
     AddRequest,
     CheckIntegrity,
+    EndSequence,
     FromEngine,
     Heartbeat,
     IntegrityReport,
@@ -81,6 +82,8 @@ class EngineLoop:
                 self._add(message)
             case AbortRequests():
                 self._core.abort(message.keys)
+            case EndSequence():
+                self._core.end_sequence(message.key, message.index)
             case CheckIntegrity():
                 send(self._socket, IntegrityReport(message.ticket, self._core.check_integrity()))
             case Shutdown():

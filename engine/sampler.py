@@ -27,7 +27,8 @@ def uniforms(seeds: npt.NDArray[np.uint64], positions: npt.NDArray[np.int32]) ->
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     x ^= x >> np.uint64(31)
-    return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    numbers: npt.NDArray[np.float64] = (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return numbers
 
 
 @dataclass(frozen=True, slots=True)

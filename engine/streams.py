@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from octavo.engine.messages import SequenceDelta, StreamEnd
 
@@ -24,6 +24,7 @@ class RequestStream:
         self._tokens: defaultdict[int, list[int]] = defaultdict(list)
         self._ends: dict[int, StreamEnd] = {}
         self._cached: dict[int, int] = {}
+        self._dropped: set[int] = set()
         self._failure: Exception | None = None
         self._news = asyncio.Event()
 
@@ -34,8 +35,9 @@ class RequestStream:
 
     def push(self, index: int, token: int) -> None:
         """Adds a token of one sequence."""
-        self._tokens[index].append(token)
-        self._news.set()
+        if index not in self._dropped:
+            self._tokens[index].append(token)
+            self._news.set()
 
     def start(self, index: int, cached_tokens: int) -> None:
         """Notes the prefix hit of a sequence that got its first token."""
@@ -43,8 +45,16 @@ class RequestStream:
 
     def end(self, index: int, end: StreamEnd) -> None:
         """Ends one sequence; an error ends the request."""
+        if index in self._dropped:
+            return
         self._ends[index] = end
         self._open = 0 if end.reason == "error" else self._open - 1
+        self._news.set()
+
+    def drop(self, index: int) -> None:
+        """Stops listening to one sequence."""
+        self._dropped.add(index)
+        self._open -= 1
         self._news.set()
 
     def fail(self, failure: Exception) -> None:
@@ -53,7 +63,7 @@ class RequestStream:
             self._failure = failure
             self._news.set()
 
-    async def deltas(self) -> AsyncIterator[SequenceDelta]:
+    async def deltas(self) -> AsyncGenerator[SequenceDelta, None]:
         """New tokens until every sequence has ended.
 
         Raises:

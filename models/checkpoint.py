@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from safetensors import safe_open
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from octavo.errors import WeightsError
 from octavo.models.files import refuse_lfs_pointer
 from octavo.models.shape import ModelShape
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
 # Safetensors' own bound; a larger length means that the file is something else.
@@ -53,6 +53,9 @@ class Checkpoint:
 
     def read(self, name: str) -> Tensor:
         """One tensor in Hugging Face's spelling; its pages are read from disk when they are used."""
+        # Imported here because the front end, which has no torch, checks checkpoints too.
+        from safetensors import safe_open
+
         file, stored = self._places[name]
         if file not in self._files:
             self._files[file] = safe_open(file, framework="pt")

@@ -10,11 +10,12 @@ import functools
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from octavo.errors import WeightsError
 
 if TYPE_CHECKING:
+    from gguf import GGUFReader
     from transformers import PreTrainedTokenizerBase
 
 # Tokens that end a turn or a text, in the spellings of the families that Octavo runs. A GGUF file names only one of
@@ -33,6 +34,16 @@ END_TOKENS = (
 # `tokenizer.ggml.pre` of the vocabularies that were trained with every digit apart. transformers reads these files
 # with GPT-2's rule alone, which differs wherever white space meets a digit: "\n\n1" must be two tokens, not three.
 DIGIT_SPLITTERS = frozenset({"smollm", "minerva-7b"})
+
+
+# Special tokens as transformers calls them → as GGUF does.
+SPECIAL_TOKENS = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "pad_token": "padding_token_id",
+}
+CONTROL = 3  # of `tokenizer.ggml.token_type`
 
 
 def convert(source: Path, target: Path) -> None:
@@ -68,11 +79,10 @@ def convert_gguf(source: Path, target: Path) -> None:
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.bfloat16,
     )
-    splitting_rule = gguf.GGUFReader(str(source)).get_field("tokenizer.ggml.pre")
-    if splitting_rule is not None and splitting_rule.contents() in DIGIT_SPLITTERS:
-        split_digits(tokenizer)
+    reader = gguf.GGUFReader(str(source))
+    amend_tokenizer(tokenizer, reader)
     tokenizer.model_max_length = model.config.max_position_embeddings
-    model.generation_config.eos_token_id = end_token_ids(tokenizer)
+    model.generation_config.eos_token_id = end_token_ids(reader)
     model.save_pretrained(target)
     save_tokenizer(tokenizer, target)
 
@@ -89,20 +99,33 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, target: Path) -> None:
     tokenizer.save_pretrained(target, save_jinja_files=False)
 
 
-def split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Makes a byte-level tokenizer keep every digit apart."""
-    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+def amend_tokenizer(tokenizer: PreTrainedTokenizerBase, reader: GGUFReader) -> None:
+    """Makes a tokenizer say what its GGUF file says, where some versions of transformers say something else."""
+    from tokenizers import decoders, pre_tokenizers
 
-    steps = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
-    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(steps)
+    tokens = _field(reader, "tokens")
+    for role, key in SPECIAL_TOKENS.items():
+        if (token_id := _field(reader, key)) is not None:
+            setattr(tokenizer, role, tokens[token_id])
+    backend = tokenizer.backend_tokenizer
+    if _field(reader, "model") == "gpt2":
+        backend.decoder = decoders.ByteLevel()
+    if _field(reader, "pre") in DIGIT_SPLITTERS:
+        steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
 
 
-def end_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of every token that ends a turn or a text, the tokenizer's own end token first."""
-    vocabulary = tokenizer.get_vocab()
-    named = [vocabulary[token] for token in END_TOKENS if token in tokenizer.all_special_tokens and token in vocabulary]
-    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    return list(dict.fromkeys(own + named))
+def end_token_ids(reader: GGUFReader) -> list[int]:
+    """Ids of every token that ends a turn or a text, the file's own end token first."""
+    tokens, kinds, own = (_field(reader, key) for key in ("tokens", "token_type", "eos_token_id"))
+    control = {token: i for i, (token, kind) in enumerate(zip(tokens, kinds or (), strict=False)) if kind == CONTROL}
+    named = [control[token] for token in END_TOKENS if token in control]
+    return list(dict.fromkeys(named if own is None else [own, *named]))
+
+
+def _field(reader: GGUFReader, name: str) -> Any:
+    field = reader.get_field(f"tokenizer.ggml.{name}")
+    return None if field is None else field.contents()
 
 
 def main(source: str, target: str) -> int:

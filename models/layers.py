@@ -56,9 +56,50 @@ class Linear:
         return F.linear(x, self._weight, self._bias)
 
     @property
+    def packed(self) -> bool:
+        """Whether the weights are in oneDNN's layout."""
+        return self._packed
+
+    @property
     def tensors(self) -> tuple[Tensor, ...]:
         """The tensors that it keeps in memory."""
         return (self._weight,) if self._bias is None else (self._weight, self._bias)
+
+
+class Head:
+    """The output layer: hidden states to float32 logits.
+
+    oneDNN returns 16-bit results, so bfloat16 logits around 25 come in steps of 0.125, near ties are common, and
+    greedy decoding would break them by token id. On a CPU the tokens within two steps of the best are therefore
+    scored again in float32, from the same weights; they are two or three per row.
+
+    Args:
+        linear: The layer itself.
+        weight: [vocab, hidden], the layer's weights as they were before packing, which for tied embeddings are in
+            memory anyway; None does without the second look.
+    """
+
+    __slots__ = ("_linear", "_weight")
+
+    def __init__(self, linear: Linear, weight: Tensor | None) -> None:
+        self._linear = linear
+        self._weight = weight if linear.packed else None
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """[N, hidden] → float32 [N, vocab]."""
+        rounded = self._linear(hidden)
+        logits = rounded.float()
+        if self._weight is not None:
+            best = rounded.amax(dim=-1, keepdim=True)
+            step = best.abs() * torch.finfo(rounded.dtype).eps
+            rows, tokens = (rounded >= best - 2 * step).nonzero(as_tuple=True)
+            logits[rows, tokens] = (hidden[rows].float() * self._weight[tokens].float()).sum(dim=-1)
+        return logits
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors that it keeps in memory."""
+        return self._linear.tensors
 
 
 class RmsNorm:

@@ -12,10 +12,9 @@ from octavo.errors import ConfigError
 from octavo.kernels.attention import Backend, select_backend
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.decoder import Decoder, LayerWeights
-from octavo.models.layers import Linear, RmsNorm, Rotary
+from octavo.models.layers import Head, Linear, RmsNorm, Rotary
 from octavo.models.shape import ModelShape
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LOAD_FORMATS = ("auto", "dummy")
 
 Source = Callable[[str], Tensor]
@@ -25,7 +24,7 @@ Source = Callable[[str], Tensor]
 def load_model(
     folder: Path,
     *,
-    dtype: str | torch.dtype = "auto",
+    dtype: str = "auto",
     device: str | torch.device = "cpu",
     max_model_len: int | None = None,
     load_format: str = "auto",
@@ -37,8 +36,7 @@ def load_model(
 
     Args:
         folder: As `octavo.models.resolve.resolve` returns it.
-        dtype: Type of weights and activations: ``auto`` (the checkpoint's own; bfloat16 for float32 ones),
-            ``float32``, ``bfloat16``, ``float16``, or a torch type.
+        dtype: As for `ModelShape.served_dtype`.
         device: Where the model runs.
         max_model_len: The longest sequence that will be run; default: what the model was made for.
         load_format: ``auto`` reads safetensors; ``dummy`` makes random weights from the config alone.
@@ -55,27 +53,12 @@ def load_model(
     device = torch.device(device)
     kernels = select_backend(device, attention_backend)
     shape = ModelShape.read(folder, trust_remote_code=trust_remote_code)
-    target = resolve_dtype(dtype, shape)
+    target: torch.dtype = getattr(torch, shape.served_dtype(dtype))
     if load_format not in LOAD_FORMATS:
         raise ConfigError(f"load format must be {' or '.join(LOAD_FORMATS)}, not {load_format!r}")
     dummy = load_format == "dummy"
     source = random_weights(shape, seed, target, device) if dummy else Checkpoint(folder, shape).read
     return _Builder(shape, source, target, device).build(kernels, max_model_len or shape.max_position_embeddings)
-
-
-def resolve_dtype(dtype: str | torch.dtype, shape: ModelShape) -> torch.dtype:
-    """The torch type that a ``dtype`` option means for this model.
-
-    Raises:
-        ConfigError: It names no type that Octavo computes in.
-    """
-    if dtype == "auto":
-        own = DTYPES.get(shape.dtype, torch.bfloat16)
-        return torch.bfloat16 if own is torch.float32 else own
-    resolved = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if resolved is None or resolved not in DTYPES.values():
-        raise ConfigError(f"dtype must be auto, {', '.join(DTYPES)}, not {dtype!r}")
-    return resolved
 
 
 def random_weights(shape: ModelShape, seed: int, dtype: torch.dtype, device: torch.device) -> Source:
@@ -109,12 +92,14 @@ class _Builder:
         local = full
         if shape.local_rope is not None:
             local = Rotary(shape.local_rope, shape.head_dim, max_model_len, self._device)
+        tied = shape.tied_embeddings
+        head = Head(Linear(embedding if tied else self._stack("lm_head.weight")), embedding if tied else None)
         return Decoder(
             shape,
             embedding=embedding,
             layers=[self._layer(f"model.layers.{layer}.") for layer in range(shape.num_layers)],
             norm=self._norm("model.norm"),
-            head=Linear(embedding if shape.tied_embeddings else self._stack("lm_head.weight")),
+            head=head,
             ropes=(full, local),
             kernels=kernels,
         )

@@ -13,9 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from octavo.errors import ModelNotFoundError, UnsupportedModelError
+from octavo.errors import ConfigError, ModelNotFoundError, UnsupportedModelError
 
 Json = Mapping[str, Any]
+
+SERVED_DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Name → bytes per number, of the types in which models are served."""
 
 ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
@@ -148,6 +151,22 @@ class ModelShape:
     def kv_size(self) -> int:
         """Width of all key heads together, or of all value heads."""
         return self.num_kv_heads * self.head_dim
+
+    def served_dtype(self, requested: str = "auto") -> str:
+        """The type in which the model is served, by its name in torch.
+
+        Args:
+            requested: One of `SERVED_DTYPES`, or ``auto`` for the checkpoint's own; bfloat16 stands in for float32,
+                which costs twice the memory and time for digits that nobody reads, and for types we do not compute in.
+
+        Raises:
+            ConfigError: It is none of these.
+        """
+        if requested == "auto":
+            return self.dtype if self.dtype in ("bfloat16", "float16") else "bfloat16"
+        if requested not in SERVED_DTYPES:
+            raise ConfigError(f"dtype must be auto, {', '.join(SERVED_DTYPES)}, not {requested!r}")
+        return requested
 
     def kv_bytes_per_token(self, dtype_size: int) -> int:
         """Bytes that one token takes in the KV cache of all layers, at ``dtype_size`` bytes per number."""
@@ -351,7 +370,7 @@ def _windows(config: Json) -> tuple[int, ...]:
         return tuple(window if (layer + 1) % pattern else 0 for layer in range(layers))
     if "max_window_layers" in config:
         return tuple(window if layer >= config["max_window_layers"] else 0 for layer in range(layers))
-    return (window,) * layers
+    return tuple(window for _ in range(layers))
 
 
 def _ropes(config: Json) -> tuple[RopeShape, RopeShape | None]:
@@ -408,8 +427,10 @@ def _attention_factor(parameters: Json, factor: float) -> float:
     return temperature(1.0)
 
 
-def _token_ids(value: int | list[int] | None) -> tuple[int, ...]:
-    return tuple(value) if isinstance(value, list) else () if value is None else (value,)
+def _token_ids(value: Any) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, list) else (int(value),)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class Rows:
         self.limit[row] = request.limit
         self.prompt_len[row] = len(request.prompt)
         self.unforked[row] = sequence.index == 0 and request.unforked > 0
-        self.min_len[row] = len(request.prompt) + sampling.min_tokens
+        self.min_len[row] = min(len(request.prompt) + sampling.min_tokens, request.limit)
         self.stream[row] = sequence.stream
         self.stops_at_eos[row] = not sampling.ignore_eos
         self.has_stop_ids[row] = bool(sampling.stop_token_ids)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from octavo.errors import InvalidRequestError
@@ -78,7 +77,8 @@ class SamplingParams:
 
     def _check_real(self, name: str, low: float, high: float, *, above: bool = False) -> None:
         value = getattr(self, name)
-        ok = type(value) in (int, float) and math.isfinite(value) and low <= value <= high
+        # NaN is in no range; infinities are outside of every one.
+        ok = type(value) in (int, float) and low <= value <= high
         if not ok or (above and value == low):
             bound = f"above {low}, at most {high}" if above else f"from {low} to {high}"
             raise InvalidRequestError(f"{name} must be a number {bound}, not {value!r}", param=name)

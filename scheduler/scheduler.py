@@ -167,6 +167,13 @@ class Scheduler:
             self._finish(sequence, FinishReason.ABORT)
         return True
 
+    def end_sequence(self, key: int, index: int) -> None:
+        """Ends one sequence as "stop": whoever reads its text has seen enough. Unknown ones are ignored."""
+        request = self._requests.get(key)
+        for sequence in list(request.sequences) if request is not None else ():
+            if sequence.index == index:
+                self._finish(sequence, FinishReason.STOP)
+
     # ── one step ──────────────────────────────────────────────────────────────────────────────────────────
 
     def schedule(self) -> StepPlan | None:
@@ -236,7 +243,15 @@ class Scheduler:
                 failed.append(Finished(sequence.stream, FinishReason.ERROR, error=error))
                 for sibling in list(sequence.request.sequences):
                     self._finish(sibling, FinishReason.ERROR)
+                if len(members) == 1:
+                    self._exonerate()
         return StepResult(finished=tuple(failed))
+
+    def _exonerate(self) -> None:
+        """The culprit is found: what the others failed with it is not held against them."""
+        for request in self._requests.values():
+            for sequence in request.sequences:
+                sequence.failures = 0
 
     # ── step 1: one-token sequences get their block ───────────────────────────────────────────────────────
 
@@ -316,7 +331,8 @@ class Scheduler:
         """The sequence's cached prefix if its blocks can be had now, else None."""
         blocked, available = self._blocked, self.manager.pool.available
         if (
-            blocked is not None
+            self._running  # with nobody running, nothing will ever change and the watermark does not apply
+            and blocked is not None
             and blocked.sequence is sequence
             and available < blocked.available
             and self.counters.steps < blocked.step
@@ -491,7 +507,7 @@ class Scheduler:
     def _checked_prompt(self, prompt: Many[int] | Tokens, sampling: SamplingParams) -> Tokens:
         if not len(prompt):
             raise InvalidRequestError("the prompt holds no tokens; at least one is needed", param="prompt")
-        ids = np.asarray(prompt, dtype=np.int64)
+        ids = np.asarray(prompt)  # of whatever type holds them: an id may be too large for int64
         outside = ids[(ids < 0) | (ids >= len(self._eos))]
         if len(outside):
             raise InvalidRequestError(

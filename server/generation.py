@@ -85,6 +85,8 @@ class Generation:
                 piece = self._take(delta)
                 if piece.finish_reason is not None:
                     running.remove(delta.index)
+                    if delta.finish_reason is None:  # a stop string, which the engine knows nothing of
+                        client.end_sequence(self.request.request_id, delta.index)
                 yield piece
                 if not running:
                     break

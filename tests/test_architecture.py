@@ -99,9 +99,7 @@ def test_loads_no_torch(modules: str) -> None:
 def test_wheel_holds_only_octavo(tmp_path: Path) -> None:
     # From a copy: what an earlier build has left in the tree must not get into the wheel.
     source = tmp_path / "source"
-    unshipped = shutil.ignore_patterns(
-        ".*", "build", "dist", "tests", "benchmarks", "docs", "*.egg-info", "__pycache__"
-    )
+    left_out = (".*", "build", "dist", "tests", "benchmarks", "docs", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, source, symlinks=True, ignore=shutil.ignore_patterns(*left_out))
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(source)]
     subprocess.run(build, capture_output=True, text=True, check=True)

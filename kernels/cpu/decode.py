@@ -26,7 +26,7 @@ from octavo.kernels.cpu.rows import score_run, weigh_run
 CHUNK = 256
 
 _ZERO, _ONE, _MINUS_INF = np.float32(0.0), np.float32(1.0), np.float32(-np.inf)
-_inlined = njit(fastmath=FASTMATH, error_model="numpy", forceinline=True)
+_compiled = njit(fastmath=FASTMATH, error_model="numpy")
 
 
 @cache
@@ -56,39 +56,15 @@ def decode_kernel(stored: types.Type, group: int, head_dim: int):
         _ = sources  # a captured constant is part of the key under which numba keeps compiled code
         num_seqs, num_kv_heads = q.shape[0], kv.shape[2]
         first_item = _first_items(seq_lens[:num_seqs], window, num_kv_heads)
-        num_items = first_item[num_seqs]
-        partial = np.empty((num_items, group, head_dim), np.float32)
-        lse = np.empty((num_items, group), np.float32)
-
+        partial = np.empty((first_item[num_seqs], group, head_dim), np.float32)
+        lse = np.empty((first_item[num_seqs], group), np.float32)
         for worker in prange(num_workers):
-            query = np.empty((group, head_dim), np.float32)
-            scores = np.empty((group, CHUNK), np.float32)
-            seq = 0
-            for item in range(num_items * worker // num_workers, num_items * (worker + 1) // num_workers):
-                while first_item[seq + 1] <= item:
-                    seq += 1
-                chunks = (first_item[seq + 1] - first_item[seq]) // num_kv_heads
-                head, chunk = (item - first_item[seq]) // chunks, (item - first_item[seq]) % chunks
-                start = _first_key(seq_lens[seq], window) + chunk * CHUNK
-                count = min(CHUNK, seq_lens[seq] - start)
-                table = block_tables[seq]
-
-                _load_query(query, q[seq, head * group : (head + 1) * group], scale)
-                _score(scores, query, kv, head, table, start, count, group, head_dim)
-                for g in range(group):
-                    lse[item, g] = _exponentiate(scores[g, :count], softcap)
-                _weigh(partial[item], scores, kv, head, table, start, count, group, head_dim)
-
-        for worker in prange(num_workers):
-            num_rows = num_seqs * num_kv_heads
-            for row in range(num_rows * worker // num_workers, num_rows * (worker + 1) // num_workers):
-                seq, head = row // num_kv_heads, row % num_kv_heads
-                chunks = (first_item[seq + 1] - first_item[seq]) // num_kv_heads
-                begin = first_item[seq] + head * chunks
-                for g in range(group):
-                    q_head = head * group + g
-                    sink = sinks[q_head] * LOG2E if sinks.shape[0] > 0 else _MINUS_INF
-                    _merge(out[seq, q_head], partial[begin : begin + chunks, g], lse[begin : begin + chunks, g], sink)
+            _attend_share(
+                partial, lse, q, kv, block_tables, seq_lens, first_item, scale, window, softcap,
+                worker, num_workers, group, head_dim,
+            )  # fmt: skip
+        # Serial: it reads one row of out per CHUNK rows of K and V, and a second fork and join would cost more.
+        _merge(out, partial, lse, first_item, num_kv_heads, sinks)
 
     return decode
 
@@ -98,13 +74,13 @@ def _fingerprint() -> int:
     return crc32(b"".join(Path(module.__file__).read_bytes() for module in (bits, elementary, rows)))
 
 
-@_inlined
+@_compiled
 def _first_key(seq_len, window):
     """The first position that the query, which is the sequence's last token, sees."""
     return max(seq_len - window, 0) if window > 0 else 0
 
 
-@_inlined
+@_compiled
 def _first_items(seq_lens, window, num_kv_heads):
     """int64 [num_seqs + 1]: the first work item of each sequence, and their number at the end."""
     first = np.zeros(seq_lens.shape[0] + 1, np.int64)
@@ -114,19 +90,44 @@ def _first_items(seq_lens, window, num_kv_heads):
     return first
 
 
-@_inlined
+@_compiled
+def _attend_share(
+    partial, lse, q, kv, block_tables, seq_lens, first_item, scale, window, softcap, worker, num_workers, group, head_dim
+):  # fmt: skip
+    """One worker's share of the items: a contiguous range, because neighbours share their sequence's blocks."""
+    num_items, num_kv_heads = partial.shape[0], kv.shape[2]
+    query = np.empty((group, head_dim), np.float32)
+    scores = np.empty((group, CHUNK), np.float32)
+    seq = 0
+    for item in range(num_items * worker // num_workers, num_items * (worker + 1) // num_workers):
+        while first_item[seq + 1] <= item:
+            seq += 1
+        chunks = (first_item[seq + 1] - first_item[seq]) // num_kv_heads
+        head, chunk = (item - first_item[seq]) // chunks, (item - first_item[seq]) % chunks
+        start = _first_key(seq_lens[seq], window) + chunk * CHUNK
+        count = min(CHUNK, seq_lens[seq] - start)
+        table = block_tables[seq]
+
+        _load_query(query, q[seq, head * group : (head + 1) * group], scale)
+        _score(scores, query, kv, head, table, start, count, group, head_dim)
+        for g in range(group):
+            lse[item, g] = _exponentiate(scores[g, :count], softcap)
+        _weigh(partial[item], scores, kv, head, table, start, count, group, head_dim)
+
+
+@_compiled
 def _load_query(query, q, scale):
     for g in range(query.shape[0]):
         for d in range(query.shape[1]):
             query[g, d] = widen(q[g, d]) * (scale * LOG2E)
 
 
-@_inlined
+@_compiled
 def _stride(kv, axis):
     return kv.strides[axis] // kv.itemsize
 
 
-@_inlined
+@_compiled
 def _locate(kv, table, position):
     """Where a position's slot begins in the cache, in elements, and how many slots its block has from there on."""
     block_size = kv.shape[3]
@@ -135,7 +136,7 @@ def _locate(kv, table, position):
     return np.int64(table[position // block_size]) * _stride(kv, 0) + offset * _stride(kv, 3), block_size - offset
 
 
-@_inlined
+@_compiled
 def _score(scores, query, kv, head, table, start, count, group, head_dim):
     """scores[g, t] = query[g] · K[start + t]."""
     k = head * _stride(kv, 2)
@@ -149,7 +150,7 @@ def _score(scores, query, kv, head, table, start, count, group, head_dim):
         at, run = ahead, next_run
 
 
-@_inlined
+@_compiled
 def _weigh(acc, weights, kv, head, table, start, count, group, head_dim):
     """acc[g] = Σ_t weights[g, t] · V[start + t]."""
     v = head * _stride(kv, 2) + _stride(kv, 1)
@@ -164,7 +165,7 @@ def _weigh(acc, weights, kv, head, table, start, count, group, head_dim):
         at, run = ahead, next_run
 
 
-@_inlined
+@_compiled
 def _exponentiate(scores, softcap):
     """Turns one head's scores into weights that sum to 1; returns log2 Σ 2^score."""
     if softcap > _ZERO:
@@ -178,8 +179,20 @@ def _exponentiate(scores, softcap):
     return top + np.log2(total)
 
 
-@_inlined
-def _merge(out, partial, lse, sink):
+@_compiled
+def _merge(out, partial, lse, first_item, num_kv_heads, sinks):
+    """Each head's chunks into its row of out [num_seqs, num_q_heads, head_dim]."""
+    group = partial.shape[1]
+    for seq in range(out.shape[0]):
+        chunks = (first_item[seq + 1] - first_item[seq]) // num_kv_heads
+        for q_head in range(out.shape[1]):
+            begin, g = first_item[seq] + q_head // group * chunks, q_head % group
+            sink = sinks[q_head] * LOG2E if sinks.shape[0] > 0 else _MINUS_INF
+            _merge_head(out[seq, q_head], partial[begin : begin + chunks, g], lse[begin : begin + chunks, g], sink)
+
+
+@_compiled
+def _merge_head(out, partial, lse, sink):
     """out = Σ_c 2^(lse_c − top) · partial_c / (Σ_c 2^(lse_c − top) + 2^(sink − top)) over the chunks c."""
     top = max(largest(lse), sink)
     weights = np.empty(lse.shape[0], np.float32)

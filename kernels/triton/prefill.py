@@ -71,7 +71,7 @@ def _find_sequence(cu_query_lens, num_seqs, tile, TOKENS: tl.constexpr):
     partial tile; a binary search finds the last sequence that begins at or before this one.
     """
     origin = tl.load(cu_query_lens)
-    low, high = 0, num_seqs
+    low, high = tl.full([], 0, tl.int32), num_seqs
     while high - low > 1:
         middle = (low + high) // 2
         if (tl.load(cu_query_lens + middle) - origin) // TOKENS + middle <= tile:

@@ -44,7 +44,8 @@ def parse_count(text: str) -> int:
     match = re.match(r"^\s*(\d+)\s*([kKmM]?)\s*$", text)
     if match is None:
         raise ConfigError(f"{text!r} is not a count; write it as 4096, 32k or 1M")
-    return int(match[1]) * 1024 ** _SIZE_POWER[match[2].lower()]
+    unit: int = 1024 ** _SIZE_POWER[match[2].lower()]
+    return int(match[1]) * unit
 
 
 def parse_real(text: str) -> float:
@@ -258,7 +259,9 @@ class ServerConfig:
     host: str = option("127.0.0.1", "address to listen on")
     port: int = option(8000, "port to listen on; 0 takes a free one", parse=parse_int)
     served_model_name: str | None = option(None, "the model name that clients use; default: MODEL")
-    shutdown_timeout: float = option(30.0, "seconds that running requests get to finish after SIGTERM", parse=parse_real)
+    shutdown_timeout: float = option(
+        30.0, "seconds that running requests get to finish after SIGTERM", parse=parse_real
+    )
     max_body_bytes: int = option(8 * 1024 * 1024, "the largest request body", parse=parse_bytes)
     log_level: str = option("info", "how much the server logs", choices=("debug", "info", "warning", "error"))
 

@@ -151,8 +151,11 @@ def test_losing_an_owner_that_was_never_there_is_our_bug() -> None:
 
 @pytest.mark.parametrize(
     ("field", "problem"),
-    [("_idle_cached", "counts 1 cached, finds 0"), ("_shared", "counts 1 shared, finds 0")]
-    + [("_references", "counts 1 references, finds 0")],
+    [
+        ("_idle_cached", "counts 1 cached, finds 0"),
+        ("_shared", "counts 1 shared, finds 0"),
+        ("_references", "counts 1 references, finds 0"),
+    ],
 )
 def test_check_names_a_counter_that_drifted(field: str, problem: str) -> None:
     pool = BlockPool(4, 2)

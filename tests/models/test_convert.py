@@ -104,6 +104,18 @@ def test_the_chat_template_is_in_the_tokenizer_config(converted):
     assert config["model_max_length"] == 128
 
 
+def test_special_tokens_are_those_of_the_file(converted):
+    config = json.loads((converted / "tokenizer_config.json").read_text())
+    special = [config[f"{role}_token"] for role in ("bos", "eos", "unk", "pad")]
+    assert special == ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|im_end|>"]
+
+
+def test_any_text_survives(converted):
+    tokenizer = Tokenizer.from_file(str(converted / "tokenizer.json"))
+    text = "a\u2581b  北京 🙂 's ,"
+    assert tokenizer.decode(tokenizer.encode(text).ids) == text
+
+
 def test_digits_are_split_from_the_white_space_before_them(converted):
     tokenizer = Tokenizer.from_file(str(converted / "tokenizer.json"))
     assert tokenizer.encode("hi\n\n12  3<|im_end|>").tokens == ["hi", "ĊĊ", "1", "2", "ĠĠ", "3", "<|im_end|>"]

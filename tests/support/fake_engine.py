@@ -18,7 +18,7 @@ class FakeEngine:
         delay: Seconds before each step. per_delta: tokens in one delta.
         refusal: Raised before a request's first token.
         failure: Raised after ``fail_after`` steps. error: ends the request there with finish_reason "error".
-        open: Requests that are running. closed: request id → when its iterator was closed. seen: every request.
+        open: Requests that are running. ended: (request id, index) of sequences that their readers left. closed: request id → when its iterator was closed. seen: every request.
     """
 
     def __init__(self, *, vocab_size: int = 512, max_model_len: int = 256, eos: int = 2) -> None:
@@ -48,6 +48,7 @@ class FakeEngine:
         self.fail_after = 2
         self.error: str | None = None
         self.open: set[str] = set()
+        self.ended: set[tuple[str, int]] = set()
         self.closed: dict[str, float] = {}
         self.seen: list[AddRequest] = []
         self.start_failure: Exception | None = None
@@ -87,6 +88,8 @@ class FakeEngine:
             tokens = output[start : start + self.per_delta]
             last = start + self.per_delta >= len(output)
             for index in range(request.sampling.n):
+                if (request.request_id, index) in self.ended:
+                    continue
                 yield SequenceDelta(
                     request.request_id,
                     index,
@@ -112,6 +115,9 @@ class FakeEngine:
         stopped.cancel()
         if self._stopped.is_set():
             raise EngineUnavailableError("the server is shutting down")
+
+    def end_sequence(self, request_id: str, index: int) -> None:
+        self.ended.add((request_id, index))
 
     async def check_integrity(self) -> list[str]:
         return []
