@@ -35,7 +35,7 @@ class FreeList:
         return self._size
 
     def __contains__(self, block: int) -> bool:
-        return self._next[block] != _ABSENT
+        return block != NULL_BLOCK and self._next[block] != _ABSENT
 
     def __iter__(self) -> Iterator[int]:
         """The free blocks, the next one to be given out first. O(size): for checks and tests."""

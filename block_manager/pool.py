@@ -99,6 +99,7 @@ class BlockPool:
         """Adds an owner to a block that is in use or cached."""
         owners = self._owners[block]
         if owners == 0:
+            assert block in self.cache, f"block {block} is free and holds nothing to share"
             self._free.remove(block)
             self._idle_cached -= 1
         elif owners == 1:

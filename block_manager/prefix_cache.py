@@ -127,6 +127,9 @@ class PrefixCache:
         indexed = {block for block, parent in enumerate(self._parent) if parent != 0}
         if indexed != reached:
             problems.append(f"indexed but unreachable, or reachable but not indexed: {sorted(indexed ^ reached)[:8]}")
+        orphans = [block for block in indexed if self._parent[block] > 0 and self._parent[block] not in indexed]
+        if orphans:
+            problems.append(f"indexed blocks have outlived their parents: {orphans[:8]}")
         if len(reached) != self._size:
             problems.append(f"the index counts {self._size} blocks and holds {len(reached)}")
         return problems
@@ -161,7 +164,8 @@ class Namespaces:
         self._ids: dict[str, int] = {}
         self._salts: dict[int, str] = {}
         self._blocks: dict[int, int] = {}
-        self._last = 0
+        self._last = -1  # Python's hash(-1) equals hash(-2), so ids begin at -2
+        self._forget_at = self._FORGET_ABOVE
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -170,7 +174,7 @@ class Namespaces:
         """The salt's namespace id."""
         known = self._ids.get(salt)
         if known is None:
-            if len(self._ids) >= self._FORGET_ABOVE:
+            if len(self._ids) >= self._forget_at:
                 self._forget_empty()
             self._last -= 1
             known = self._ids[salt] = self._last
@@ -192,3 +196,4 @@ class Namespaces:
     def _forget_empty(self) -> None:
         for namespace in [n for n in self._salts if n not in self._blocks]:
             del self._ids[self._salts.pop(namespace)]
+        self._forget_at = max(self._FORGET_ABOVE, 2 * len(self._ids))

@@ -90,9 +90,7 @@ def _num_blocks(config: EngineConfig, shape: ModelShape, free: int, device: str,
     ratio = cache.memory_ratio if cache.memory_ratio is not None else _DEFAULT_RATIO[device]
     count = int(free * ratio) // block_bytes
     if count < 1:
-        raise MemoryTooSmallError(
-            f"{ratio:.0%} of {_gib(free)} free is less than one KV block of {block_bytes:,} bytes"
-        )
+        raise MemoryTooSmallError(f"{ratio:.0%} of {_gib(free)} free is less than one KV block ({block_bytes:,} B)")
     longest = config.model.max_model_len or shape.max_position_embeddings
     useful = config.scheduler.max_num_seqs * -(-longest // size)
     if count > useful:

@@ -62,7 +62,7 @@ class StepResult:
         streams: int64 ``[num_samples]``; see `octavo.scheduler.request.stream_of`.
         tokens: int32 ``[num_samples]``.
         started: (stream, prefix hit in tokens) of sequences that got their first token.
-        finished: Sequences that ended.
+        finished: Sequences that ended. An error ends the whole request, and is told for one of its sequences.
     """
 
     streams: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))

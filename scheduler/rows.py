@@ -73,9 +73,9 @@ class Rows:
         self.stream[row] = sequence.stream
         self.stops_at_eos[row] = not sampling.ignore_eos
         self.has_stop_ids[row] = bool(sampling.stop_token_ids)
-        self.temperature[row] = sampling.temperature
+        self.temperature[row] = 0.0 if sampling.greedy else sampling.temperature
         self.top_k[row] = max(sampling.top_k, 0)
-        self.top_p[row] = sampling.top_p
+        self.top_p[row] = max(sampling.top_p, 1e-30)  # the likeliest token always stays
         self.min_p[row] = sampling.min_p
         self.seed[row] = (request.seed + sequence.index * 0x9E3779B97F4A7C15) % _TWO_TO_64
         self.owner[row] = sequence

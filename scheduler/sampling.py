@@ -54,6 +54,12 @@ class SamplingParams:
         self._check_real("min_p", 0.0, 1.0)
         if self.seed is not None:
             self._check_whole("seed", -MAX_SEED - 1, MAX_SEED)
+        if type(self.ignore_eos) is not bool:
+            raise InvalidRequestError(f"ignore_eos must be true or false, not {self.ignore_eos!r}", param="ignore_eos")
+        if type(self.stop_token_ids) is not tuple:
+            raise InvalidRequestError(
+                f"stop_token_ids must be a tuple of token ids, not {self.stop_token_ids!r}", param="stop_token_ids"
+            )
         for token in self.stop_token_ids:
             if type(token) is not int or token < 0:
                 raise InvalidRequestError(
@@ -66,8 +72,8 @@ class SamplingParams:
 
     @property
     def greedy(self) -> bool:
-        """True when the likeliest token is always taken."""
-        return self.temperature == 0.0
+        """True when the likeliest token is always taken: dividing logits by less than this overflows float32."""
+        return self.temperature < 1e-5
 
     def _check_whole(self, name: str, low: int, high: int) -> None:
         value = getattr(self, name)

@@ -5,7 +5,7 @@ ones, and each step lets the first chase the second within the token budget. Dec
 prefill (many missing), prefix hits (fewer missing) and resumption after a preemption (many missing again) are
 one case.
 
-A step goes through the running sequences first, so an admitted sequence is never overtaken by a waiting one:
+A step goes through the running sequences first, so that nobody who waits takes from those who run:
 
 1. Sequences that compute one token get a block if they cross into one, or a copy if they share theirs. When no
    block is left, the sequence that arrived last gives way: its blocks are released and it waits again.
@@ -47,9 +47,9 @@ class SchedulerCounters:
     """Totals since the start.
 
     Attributes:
-        prompt_tokens: Tokens computed in prefill chunks: prompts without their prefix hits, and what preempted
-            sequences compute again, which is also counted in ``recomputed_tokens``.
+        prompt_tokens: Prompt tokens computed: without prefix hits, and once more when computed once more.
         generated_tokens: Tokens sampled.
+        recomputed_tokens: Tokens that preempted sequences had to compute again, prompt and output.
     """
 
     steps: int = 0
@@ -107,7 +107,8 @@ class Scheduler:
         self._running: list[Sequence] = []  # in order of arrival
         self._running_rows: Int32s | None = None  # their rows; None: to be rebuilt
         self._forked: set[int] = set()  # rows that may share the block they write to next
-        self._suspects: deque[Sequence] = deque()  # were in a failed step; each runs one step alone
+        # Were in a failed step; each runs one step alone, at the head of this queue until that step is done.
+        self._suspects: deque[Sequence] = deque()
         self._forks: dict[int, list[Sequence]] = {}  # row -> siblings to fork off when this step is done
         self._blocked: _Blocked | None = None
         self._watermark = math.ceil(config.watermark_ratio * manager.pool.num_blocks)
@@ -149,7 +150,7 @@ class Scheduler:
         tokens = self._checked_prompt(prompt, sampling)
         limit = self._checked_limit(len(tokens), sampling)
         if self.num_waiting >= self.config.max_waiting:
-            raise QueueFullError(f"{self.num_waiting} requests are waiting already, the most this server allows")
+            raise QueueFullError(f"{self.num_waiting} sequences are waiting already, the most this server allows")
         assert key not in self._requests, f"request {key} exists already"
         seed = sampling.seed if sampling.seed is not None else self._random.getrandbits(63)
         request = Request(key, self._arrivals, tokens, sampling, limit, seed, salt, unforked=sampling.n - 1)
@@ -158,7 +159,10 @@ class Scheduler:
         self.waiting.push(self._new_sequence(request, 0))
 
     def abort(self, key: int) -> bool:
-        """Ends a request and frees its blocks; False (and counted) if there is no such request."""
+        """Ends a request and frees its blocks; False (and counted) if there is no such request.
+
+        Not between `schedule` and `update`; nor is `end_sequence`.
+        """
         request = self._requests.get(key)
         if request is None:
             self.counters.unknown_aborts += 1
@@ -200,7 +204,7 @@ class Scheduler:
             sampled: int32 ``[num_samples]``, a token for each of ``plan.sample_rows``.
         """
         rows, gained = self.rows, plan.sample_rows
-        self.counters.prompt_tokens += plan.num_tokens - plan.num_decodes
+        self.counters.prompt_tokens += int(np.clip(rows.prompt_len[plan.rows] - plan.starts, 0, plan.query_lens).sum())
         self.counters.generated_tokens += len(sampled)
         rows.num_computed[plan.rows] += plan.query_lens
         for row in self.manager.rows_with_duplicates:
@@ -222,7 +226,8 @@ class Scheduler:
 
         A step of one sequence has found its culprit, and the whole request fails. Otherwise all sequences of the
         step start over, each alone for one step, so that only the culprit fails; what they computed in earlier
-        steps is still cached.
+        steps is still cached. Who was in several failed steps of which nobody was the culprit fails as well, or a
+        fault that only a full batch shows would repeat for ever.
         """
         self._unplan_forks()
         members = [self._owner(row) for row in plan.rows.tolist()]
@@ -484,6 +489,8 @@ class Scheduler:
             self.waiting.remove(sequence)
         else:
             self._suspects.remove(sequence)
+        if self._blocked is not None and self._blocked.sequence is sequence:
+            self._blocked = None
         sequence.become(SequenceState.FINISHED)
         self.finished[reason] += 1
         request = sequence.request

@@ -92,7 +92,8 @@ def _first_items(seq_lens, window, num_kv_heads):
 
 @_compiled
 def _attend_share(
-    partial, lse, q, kv, block_tables, seq_lens, first_item, scale, window, softcap, worker, num_workers, group, head_dim
+    partial, lse, q, kv, block_tables, seq_lens, first_item, scale, window, softcap,
+    worker, num_workers, group, head_dim,
 ):  # fmt: skip
     """One worker's share of the items: a contiguous range, because neighbours share their sequence's blocks."""
     num_items, num_kv_heads = partial.shape[0], kv.shape[2]

@@ -189,7 +189,9 @@ class SchedulerConfig:
         "tokens computed in one step, at most: the token budget that decodes and prefill chunks share",
         parse=parse_count,
     )
-    max_waiting: int = option(1024, "requests that may wait; one more is refused with a 429", parse=parse_count)
+    max_waiting: int = option(
+        1024, "sequences that may wait; a request beyond that is refused with a 429", parse=parse_count
+    )
     watermark_ratio: float = option(
         0.01, "the share of the pool kept free at admission, so that running sequences can grow", parse=parse_real
     )

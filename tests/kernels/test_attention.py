@@ -13,6 +13,7 @@ from paged import Problem, Shape, assert_as_exact_as_torch, make_problem
 from octavo.errors import ConfigError
 from octavo.kernels.attention import select_backend, warm_up
 
+# numba compiles a kernel for each (group, head_dim, dtype), for seconds: tests that need no shape of their own share one.
 # (sequence lengths, query lengths): decodes, chunks over earlier context, whole prompts.
 DECODES = ([1, 37, 523, 16], [1, 1, 1, 1])
 MIXED = ([523, 1, 18, 90, 33], [1, 1, 5, 41, 33])
@@ -34,7 +35,7 @@ def test_bfloat16_on_the_cpu(batch: tuple[list[int], list[int]]) -> None:
     solve("cpu", make_problem(*batch, Shape(9, 3, 64, dtype=torch.bfloat16)))
 
 
-@pytest.mark.parametrize("heads", [(4, 4), (5, 1), (7, 1), (32, 8)], ids=lambda heads: f"{heads[0]}:{heads[1]}")
+@pytest.mark.parametrize("heads", [(4, 4), (5, 1), (32, 8)], ids=lambda heads: f"{heads[0]}:{heads[1]}")
 def test_head_ratios(backend: str, heads: tuple[int, int]) -> None:
     solve(backend, make_problem([40, 21], [1, 9], Shape(*heads, 16)))
 
@@ -62,7 +63,7 @@ def test_block_sizes(backend: str, block_size: int) -> None:
     ids=str,
 )
 def test_variants(backend: str, options: dict) -> None:
-    solve(backend, make_problem([600, 90, 40, 150], [1, 30, 40, 150], Shape(6, 2, 32), **options))
+    solve(backend, make_problem([600, 90, 40, 150], [1, 30, 40, 150], Shape(), **options))
 
 
 @pytest.mark.parametrize(("query_len", "seq_len"), [(1, 1328), (5, 18), (129, 463), (1, 2011)])
@@ -81,7 +82,7 @@ def test_query_and_context_lengths(backend: str, query_len: int, seq_len: int) -
 def test_any_batch(backend: str, lengths: list, block_size: int, window: int, sinks: bool, seed: int) -> None:
     seq_lens = [past + query_len for past, query_len in lengths]
     query_lens = [query_len for _, query_len in lengths]
-    solve(backend, make_problem(seq_lens, query_lens, Shape(3, 1, 8, block_size), window=window, sinks=sinks, seed=seed))
+    solve(backend, make_problem(seq_lens, query_lens, Shape(2, 1, 8, block_size), window=window, sinks=sinks, seed=seed))
 
 
 def test_a_result_does_not_depend_on_the_rest_of_the_batch(backend: str) -> None:

@@ -118,9 +118,10 @@ def test_stop_tokens_are_token_ids(token: object) -> None:
     assert error.param == "stop_token_ids"
 
 
-def test_temperature_zero_is_greedy() -> None:
+def test_temperature_near_zero_is_greedy() -> None:
     assert SamplingParams(temperature=0).greedy
-    assert not SamplingParams(temperature=1e-6).greedy
+    assert SamplingParams(temperature=1e-38).greedy
+    assert not SamplingParams(temperature=1e-4).greedy
 
 
 def test_parameters_do_not_change() -> None:

@@ -167,7 +167,7 @@ def test_a_full_queue_refuses_one_more_and_takes_it_later() -> None:
     engine.add(1, prompt(3))
     with pytest.raises(QueueFullError) as caught:
         engine.add(2, prompt(3))
-    assert str(caught.value) == "2 requests are waiting already, the most this server allows"
+    assert str(caught.value) == "2 sequences are waiting already, the most this server allows"
     assert caught.value.retry_after > 0
     engine.step()
     engine.add(2, prompt(3))
