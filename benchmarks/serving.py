@@ -12,7 +12,6 @@ has /tokenize. Answers are greedy and of equal length where the server can be to
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import sys
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from loadgen.client import RequestFailed, Target, fetch, find_dialect
-from loadgen.load import Load, RequestLoad, Run, SessionLoad, parameters
+from loadgen.load import Load, RequestLoad, Run, SessionLoad, parameters, run_loop
 from loadgen.metrics import Slo
 from loadgen.prompts import PromptMaker, server_counter
 from loadgen.report import console, environment, show_summary, summary_row, trace_row, write_json
@@ -31,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one load; returns the exit status."""
     arguments = _parser().parse_args(argv)
     try:
-        return asyncio.run(measure(arguments))
+        return run_loop(measure(arguments))
     except RequestFailed as error:
         print(f"serving.py: {arguments.base_url}: {error}", file=sys.stderr)
         return 1

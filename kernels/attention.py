@@ -228,29 +228,26 @@ def warm_up(
         softcap: As the model's layers use it; 0 if they do not.
         sinks: Whether the model has attention sinks.
     """
-    like = {"dtype": dtype, "device": device}
     # One decode over enough context to be split, one prefill chunk; all of it in block 1.
     context, chunk = 1024, 64
-    kv_cache = torch.zeros(2, 2, num_kv_heads, block_size, head_dim, **like)
-    num_tokens = 1 + chunk
-    q, kv = (
-        torch.zeros(num_tokens, num_q_heads, head_dim, **like),
-        torch.zeros(num_tokens, num_kv_heads, head_dim, **like),
-    )
-    ints = {"dtype": torch.int32, "device": device}
-    batch = PagedBatch(
-        block_tables=torch.ones(2, -(-context // block_size), **ints),
-        seq_lens=torch.tensor([context, chunk], **ints),
-        cu_query_lens=torch.tensor([0, 1, num_tokens], **ints),
-        slot_mapping=torch.full((num_tokens,), block_size, dtype=torch.int64, device=device),
-        num_decodes=1,
-        max_query_len=chunk,
-        max_seq_len=context,
-    )
+    with device:
+        kv_cache = torch.zeros(2, 2, num_kv_heads, block_size, head_dim, dtype=dtype)
+        q = torch.zeros(1 + chunk, num_q_heads, head_dim, dtype=dtype)
+        kv = torch.zeros(1 + chunk, num_kv_heads, head_dim, dtype=dtype)
+        batch = PagedBatch(
+            block_tables=torch.ones(2, -(-context // block_size), dtype=torch.int32),
+            seq_lens=torch.tensor([context, chunk], dtype=torch.int32),
+            cu_query_lens=torch.tensor([0, 1, 1 + chunk], dtype=torch.int32),
+            slot_mapping=torch.full((1 + chunk,), block_size),
+            num_decodes=1,
+            max_query_len=chunk,
+            max_seq_len=context,
+        )
+        logits = torch.zeros(num_q_heads) if sinks else None
+        null_block, block = torch.tensor([0]), torch.tensor([1])
     backend.write_kv(kv, kv, kv_cache, batch.slot_mapping)
-    logits = torch.zeros(num_q_heads, device=device) if sinks else None
     backend.attend(q, kv_cache, batch, scale=1.0, window=window, softcap=softcap, sinks=logits)
-    backend.copy_blocks(kv_cache, torch.tensor([0], device=device), torch.tensor([1], device=device))
+    backend.copy_blocks(kv_cache, null_block, block)
 
 
 def _leading_ones(query_lens: Tensor) -> int:

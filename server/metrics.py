@@ -41,11 +41,20 @@ class EngineMetric:
     label: str | None = None
 
 
+def _usage(stats: EngineStats) -> float:
+    return stats.blocks_used / stats.blocks_total if stats.blocks_total else 0.0
+
+
 _GAUGE, _COUNTER = GaugeMetricFamily, CounterMetricFamily
 
 ENGINE_METRICS: Final = (
-    EngineMetric(_GAUGE, "octavo_requests_running", "Sequences in the batch", lambda s: s.running),
-    EngineMetric(_GAUGE, "octavo_requests_waiting", "Sequences queued", lambda s: s.waiting),
+    EngineMetric(
+        _GAUGE,
+        "octavo_requests",
+        "Sequences by state",
+        lambda s: {"running": s.running, "waiting": s.waiting},
+        "state",
+    ),
     EngineMetric(
         _GAUGE,
         "octavo_kv_blocks",
@@ -53,9 +62,20 @@ ENGINE_METRICS: Final = (
         lambda s: {"used": s.blocks_used, "cached": s.blocks_cached, "free": s.blocks_free},
         "state",
     ),
-    EngineMetric(_GAUGE, "octavo_kv_blocks_shared", "KV blocks with several owners", lambda s: s.blocks_shared),
+    EngineMetric(_GAUGE, "octavo_kv_usage_ratio", "Share of the KV blocks that have an owner", _usage),
+    EngineMetric(_GAUGE, "octavo_kv_shared_blocks", "KV blocks with several owners", lambda s: s.blocks_shared),
     EngineMetric(_GAUGE, "octavo_kv_blocks_saved", "KV blocks that sharing spares now", lambda s: s.blocks_saved),
     EngineMetric(_GAUGE, "octavo_kv_slots_filled", "Token slots holding KV in used blocks", lambda s: s.slots_filled),
+    EngineMetric(_COUNTER, "octavo_kv_evictions", "Cached blocks given up", lambda s: s.evictions),
+    EngineMetric(_COUNTER, "octavo_kv_copies", "Block copies", lambda s: {"copy_on_write": s.copies}, "kind"),
+    EngineMetric(_COUNTER, "octavo_kv_deduplications", "Blocks replaced by an equal one", lambda s: s.deduplicated),
+    EngineMetric(
+        _COUNTER,
+        "octavo_prefix_cache_tokens",
+        "Prompt tokens looked up in the prefix cache",
+        lambda s: {"hit": s.prefix_hits, "miss": s.prefix_queries - s.prefix_hits},
+        "result",
+    ),
     EngineMetric(_COUNTER, "octavo_steps", "Engine steps", lambda s: s.steps),
     EngineMetric(_COUNTER, "octavo_step_seconds", "Time spent in engine steps", lambda s: s.step_seconds),
     EngineMetric(
@@ -66,10 +86,12 @@ ENGINE_METRICS: Final = (
         "kind",
     ),
     EngineMetric(
-        _COUNTER, "octavo_prefix_queried_tokens", "Prompt tokens looked up in the cache", lambda s: s.prefix_queries
+        _COUNTER,
+        "octavo_preemptions",
+        "Sequences put back because blocks ran out",
+        lambda s: {"recompute": s.preemptions},
+        "method",
     ),
-    EngineMetric(_COUNTER, "octavo_prefix_hit_tokens", "Prompt tokens found in the cache", lambda s: s.prefix_hits),
-    EngineMetric(_COUNTER, "octavo_preemptions", "Sequences put back because blocks ran out", lambda s: s.preemptions),
     EngineMetric(
         _COUNTER,
         "octavo_recomputed_tokens",
@@ -77,9 +99,6 @@ ENGINE_METRICS: Final = (
         lambda s: s.recomputed_tokens,
     ),
     EngineMetric(_COUNTER, "octavo_forks", "Sequences begun by sharing a sibling's blocks", lambda s: s.forks),
-    EngineMetric(_COUNTER, "octavo_block_evictions", "Cached blocks given up", lambda s: s.evictions),
-    EngineMetric(_COUNTER, "octavo_block_copies", "Copy-on-write block copies", lambda s: s.copies),
-    EngineMetric(_COUNTER, "octavo_block_deduplications", "Blocks replaced by an equal one", lambda s: s.deduplicated),
     EngineMetric(
         _COUNTER, "octavo_sequences_finished", "Finished sequences by reason", lambda s: {**s.finished}, "reason"
     ),

@@ -13,7 +13,7 @@ import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -110,7 +110,6 @@ def body_of(target: Target, prompt: Prompt, max_tokens: int) -> tuple[str, bytes
         **target.dialect(max_tokens),
     }
     return "/completions" if isinstance(prompt, str) else "/chat/completions", msgspec.json.encode(body)
-
 
 
 class _Delta(msgspec.Struct):
@@ -229,8 +228,8 @@ class _Exchange(asyncio.Protocol):
         self._failure: RequestFailed | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        transport.write(self._request)
+        # uvloop's transports are not asyncio's by inheritance.
+        cast("asyncio.WriteTransport", transport).write(self._request)
 
     def data_received(self, data: bytes) -> None:
         self._now = time.perf_counter()

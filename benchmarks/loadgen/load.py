@@ -6,15 +6,16 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from loadgen.client import Message, Prompt, RequestFailed, Target, complete
 from loadgen.metrics import Slo, Summary, Trace, summarize
 from loadgen.prompts import PromptMaker
 
 Progress = Callable[[Trace], None]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +172,15 @@ async def _attempt(target: Target, prompt: Prompt, max_tokens: int, planned: flo
     except RequestFailed as error:
         trace.error = str(error)
     return trace
+
+
+def run_loop(main: Coroutine[Any, Any, Result]) -> Result:
+    """`asyncio.run` on uvloop where there is one: the client's own time is part of what it measures."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(main)
+    return uvloop.run(main)
 
 
 async def _measured(slo: Slo, sending: Awaitable[list[Trace]]) -> Run:

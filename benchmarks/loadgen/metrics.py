@@ -87,7 +87,8 @@ class Spread:
         ordered = sorted(values)
         if not ordered:
             return cls(math.nan, math.nan, math.nan, math.nan, math.nan)
-        return cls(fmean(ordered), *(percentile(ordered, percent) for percent in (50, 90, 99)), ordered[-1])
+        p50, p90, p99 = (percentile(ordered, percent) for percent in (50, 90, 99))
+        return cls(fmean(ordered), p50, p90, p99, ordered[-1])
 
 
 @dataclass(frozen=True, slots=True)

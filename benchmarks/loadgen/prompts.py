@@ -10,10 +10,10 @@ from loadgen.client import RequestFailed, Target, fetch
 
 TokenCounter = Callable[[str], Awaitable[int]]
 
-MAX_CORRECTIONS = 8
+MAX_CORRECTIONS = 16
 
 # With a space before them, all of these are one token in the usual vocabularies, so the first guess is nearly right.
-WORDS = """
+_LIST = """
 able about above across after again against age air all almost along also always among animal another answer any area
 around ask away back bad base beautiful became because become bed been before began behind being believe below best
 better between big bird black blue board boat body book both box boy bring brought build built business but buy call
@@ -40,7 +40,8 @@ these they thing think third this those though thought thousand three through ti
 travel tree true try turn two type under unit until use usual valley very voice wait walk wall want war warm was watch
 water way weather week well went were west wheel when where which while white who whole why wide wild will wind window
 winter wish with woman wonder wood word work world would write year yes yet young
-""".split()
+"""
+WORDS = _LIST.split()
 
 
 class PromptMaker:
@@ -65,10 +66,12 @@ class PromptMaker:
         goal = tokens + (await self._count(prefix) if self._count and prefix else 0)
         for _ in range(MAX_CORRECTIONS if self._count else 0):
             assert self._count is not None
-            excess = await self._count(_join(prefix, words)) - goal
-            if excess == 0:
+            found = await self._count(_join(prefix, words))
+            if found == goal:
                 break
-            words = words[:-excess] if excess > 0 else [*words, *rng.choices(WORDS, k=-excess)]
+            # Where words take several tokens, as many words as there are excess tokens would be too many.
+            change = max(1, round(abs(found - goal) * len(words) / max(1, found - goal + tokens)))
+            words = words[:-change] if found > goal else [*words, *rng.choices(WORDS, k=change)]
         return _join(prefix, words)
 
     def rng(self, label: str) -> random.Random:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import sys
@@ -124,9 +125,8 @@ def _values(spread: Spread) -> Iterable[float]:
 def _facts(summary: Summary, slo: Slo, asked_tokens: int) -> Iterable[tuple[str, str]]:
     answered = summary.requests - summary.failed
     yield "requests", f"{answered} of {summary.requests} answered in {summary.duration:.2f} s"
-    yield "throughput", (
-        f"{summary.output_rate:.1f} output tok/s, {summary.total_rate:.1f} total tok/s, {summary.request_rate:.2f} req/s"
-    )
+    rates = f"{summary.output_rate:.1f} output tok/s, {summary.total_rate:.1f} total tok/s"
+    yield "throughput", f"{rates}, {summary.request_rate:.2f} req/s"
     if slo != Slo():
         yield "goodput", f"{summary.goodput:.2f} req/s"
     counted = "" if summary.counted_by_server else ", counted as pieces of the stream: the server sent no usage"
@@ -141,7 +141,7 @@ def _facts(summary: Summary, slo: Slo, asked_tokens: int) -> Iterable[tuple[str,
 
 def milliseconds(seconds: float) -> str:
     """For a table: three digits that matter; a dash for what was not measured."""
-    if seconds != seconds:
+    if math.isnan(seconds):
         return "–"
     value = seconds * 1000
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}"

@@ -13,6 +13,9 @@ from octavo.kernels.cpu.cache_ops import write_kernel
 from octavo.kernels.cpu.decode import decode_kernel
 from octavo.kernels.cpu.prefill import attend_sequence, gather_context
 
+# Waking a thread costs about as much as reading so much of K and V.
+BYTES_PER_THREAD = 128 * 1024
+
 _NO_SINKS = np.empty(0, np.float32)
 _NUMBA = {dtype: numba.from_dtype(stored(torch.empty(0, dtype=dtype)).numpy().dtype) for dtype in STORAGE}
 
@@ -41,7 +44,8 @@ class CpuBackend:
         out = torch.zeros_like(q) if out is None else out
         decodes = batch.num_decodes
         if decodes:
-            threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+            # Layers alternate between numba's threads and torch's: neither pool runs while the other works.
+            threads = _threads_for(kv_cache, decodes * batch.max_seq_len)
             numba.set_num_threads(threads)
             kernel = decode_kernel(_NUMBA[q.dtype], q.shape[1] // kv_cache.shape[2], q.shape[2])
             kernel(
@@ -55,6 +59,13 @@ class CpuBackend:
 
     def copy_blocks(self, kv_cache: Tensor, src: Tensor, dst: Tensor) -> None:
         kv_cache[dst] = kv_cache[src]
+
+
+def _threads_for(kv_cache: Tensor, num_tokens: int) -> int:
+    """As many as torch uses, unless K and V of so many tokens would keep fewer busy."""
+    token_bytes = 2 * kv_cache.shape[2] * kv_cache.shape[4] * kv_cache.element_size()
+    available = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    return max(1, min(available, num_tokens * token_bytes // BYTES_PER_THREAD))
 
 
 def _prefill(

@@ -13,7 +13,8 @@ from paged import Problem, Shape, assert_as_exact_as_torch, make_problem
 from octavo.errors import ConfigError
 from octavo.kernels.attention import select_backend, warm_up
 
-# numba compiles a kernel for each (group, head_dim, dtype), for seconds: tests that need no shape of their own share one.
+# numba takes seconds to compile a kernel for each (group, head_dim, dtype): tests that need no shape of their own
+# share one.
 # (sequence lengths, query lengths): decodes, chunks over earlier context, whole prompts.
 DECODES = ([1, 37, 523, 16], [1, 1, 1, 1])
 MIXED = ([523, 1, 18, 90, 33], [1, 1, 5, 41, 33])
@@ -82,7 +83,9 @@ def test_query_and_context_lengths(backend: str, query_len: int, seq_len: int) -
 def test_any_batch(backend: str, lengths: list, block_size: int, window: int, sinks: bool, seed: int) -> None:
     seq_lens = [past + query_len for past, query_len in lengths]
     query_lens = [query_len for _, query_len in lengths]
-    solve(backend, make_problem(seq_lens, query_lens, Shape(2, 1, 8, block_size), window=window, sinks=sinks, seed=seed))
+    solve(
+        backend, make_problem(seq_lens, query_lens, Shape(2, 1, 8, block_size), window=window, sinks=sinks, seed=seed)
+    )
 
 
 def test_a_result_does_not_depend_on_the_rest_of_the_batch(backend: str) -> None:

@@ -34,7 +34,11 @@ def test_a_sink_takes_weight_and_adds_no_value() -> None:
 
 
 def test_softcap_bounds_the_scores() -> None:
-    q, k, v = torch.full((1, 1, 1), 100.0), torch.tensor([1.0, -1.0]).view(2, 1, 1), torch.tensor([1.0, 0.0]).view(2, 1, 1)
+    q, k, v = (
+        torch.full((1, 1, 1), 100.0),
+        torch.tensor([1.0, -1.0]).view(2, 1, 1),
+        torch.tensor([1.0, 0.0]).view(2, 1, 1),
+    )
     out = attend_dense(q, k, v, scale=1.0, softcap=0.5)
     torch.testing.assert_close(out.item(), torch.sigmoid(torch.tensor(1.0)).item())
 

