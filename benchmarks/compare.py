@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -95,22 +96,28 @@ class PeerResult:
 def main(argv: Sequence[str] | None = None) -> int:
     """Compares; returns 1 if a server or a request failed."""
     arguments = _parser().parse_args(argv)
+    # A comparison that is told to stop stops its server too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     screen = console()
     folder = _model_folder(arguments.model)
     peers = _chosen(arguments, known_peers(folder, arguments.peers_dir, arguments.kv_gib), screen)
     chosen = QUICK if arguments.quick else WORKLOADS
+    unknown = set(arguments.workloads or ()) - set(chosen)
+    if unknown:
+        sys.exit(f"compare.py: no workload is called {unknown.pop()!r}; known are {', '.join(chosen)}")
     loads = {name: chosen[name] for name in arguments.workloads or chosen}
     facts = environment()
     results: dict[str, PeerResult] = {}
+    path = arguments.json or RESULTS / f"{facts['time'][:10]}-{_slug(facts['host']['cpu'])}.json"
     for peer in peers:
         results[peer.name] = run_loop(_measure(peer, folder, loads, arguments, screen))
+        # Written after each server, so that an interrupted comparison keeps what it has.
+        warnings = _warnings(results, loads)
+        write_json(path, facts | _document(folder.name, arguments, loads, results, warnings))
     screen.print()
     screen.print(_table(results, loads))
-    warnings = list(_warnings(results, loads))
-    for warning in warnings:
+    for warning in _warnings(results, loads):
         screen.print(f"! {warning}", style="yellow", markup=False)
-    path = arguments.json or RESULTS / f"{facts['time'][:10]}-{_slug(facts['host']['cpu'])}.json"
-    write_json(path, facts | _document(folder.name, arguments, loads, results, warnings))
     screen.print(f"written to {path.name}")
     return 1 if any(_went_wrong(result) for result in results.values()) else 0
 
@@ -163,9 +170,10 @@ async def _measure(
             result.answer = (await complete(target, SANITY_PROMPT, WARM_UP_TOKENS)).text
             screen.print(f"  ready after {result.start_seconds:.1f} s; {SANITY_PROMPT}{result.answer!r}", markup=False)
             for name, load in loads.items():
-                await _run(target, _warm_up(load), PromptMaker(-1 - arguments.seed, count))
+                await _run(target, _warm_up(load), PromptMaker(f"{arguments.seed}/{name}/warm-up", count))
                 for repetition in range(arguments.repeat):
-                    maker = PromptMaker(arguments.seed * 1000 + repetition, count)
+                    # Of its own for each workload too: the prefix caches outlive a workload.
+                    maker = PromptMaker(f"{arguments.seed}/{name}/{repetition}", count)
                     summary = await _run(target, load, maker)
                     result.runs.setdefault(name, []).append(summary)
                     screen.print(f"  {name}: {summary.output_rate:.1f} output tok/s", highlight=False)

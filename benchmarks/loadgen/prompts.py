@@ -48,10 +48,11 @@ class PromptMaker:
     """Makes texts from a seed; the same seed and labels give the same texts for every server.
 
     Args:
+        seed: A number or a name; makers of different seeds have nothing in common.
         count: Counts a text's tokens as the model does, or None to take a word for a token.
     """
 
-    def __init__(self, seed: int, count: TokenCounter | None) -> None:
+    def __init__(self, seed: int | str, count: TokenCounter | None) -> None:
         self._seed = seed
         self._count = count
 

@@ -43,11 +43,10 @@ async def test_a_failure_comes_after_what_has_arrived() -> None:
     stream = RequestStream("r", 1)
     stream.push(0, 7)
     stream.fail(EngineDeadError("gone"))
-    seen = []
+    deltas = stream.deltas()
+    assert (await anext(deltas)).token_ids == [7]
     with pytest.raises(EngineDeadError, match="gone"):
-        async for delta in stream.deltas():
-            seen += delta.token_ids
-    assert seen == [7]
+        await anext(deltas)
 
 
 async def test_an_error_in_one_sequence_ends_the_request() -> None:

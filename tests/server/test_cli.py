@@ -159,7 +159,8 @@ import octavo.server.app, octavo.server.cli, octavo.engine.client, octavo.engine
 heavy = {"torch", "transformers", "numba", "triton", "safetensors"} & sys.modules.keys()
 assert not heavy, heavy
 # Not getrusage: what it reports survives exec, and so includes this test's parent.
-peak = int(next(line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line).split()[1]) // 1024
+status = Path("/proc/self/status").read_text().split()
+peak = int(status[status.index("VmHWM:") + 1]) // 1024
 assert peak < 250, f"{peak} MiB"
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

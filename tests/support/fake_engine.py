@@ -18,7 +18,8 @@ class FakeEngine:
         delay: Seconds before each step. per_delta: tokens in one delta.
         refusal: Raised before a request's first token.
         failure: Raised after ``fail_after`` steps. error: ends the request there with finish_reason "error".
-        open: Requests that are running. ended: (request id, index) of sequences that their readers left. closed: request id → when its iterator was closed. seen: every request.
+        open: Requests that are running. closed: request id → when its iterator was closed. seen: every request.
+        ended: (request id, index) of sequences that their readers left.
     """
 
     def __init__(self, *, vocab_size: int = 512, max_model_len: int = 256, eos: int = 2) -> None:
