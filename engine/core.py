@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,11 +15,13 @@ from octavo.block_manager.manager import BlockManager
 from octavo.config import EngineConfig
 from octavo.engine.batch import InputBuffers
 from octavo.engine.kv_cache import KVCache
-from octavo.engine.memory import free_host_memory, plan_pool, report
+from octavo.engine.memory import PoolPlan, free_host_memory, plan_pool, report
 from octavo.engine.messages import AddRequest, EngineInfo, EngineStats
 from octavo.engine.runner import ModelRunner
 from octavo.engine.sampler import Sampler
-from octavo.kernels.attention import select_backend
+from octavo.errors import ConfigError
+from octavo.kernels.attention import Backend, select_backend
+from octavo.models.decoder import Decoder
 from octavo.models.loader import load_model
 from octavo.models.shape import ModelShape
 from octavo.scheduler.plan import StepResult
@@ -61,67 +64,36 @@ class EngineCore:
         device = _choose_device(config.execution.device)
         threads = _set_threads(config.execution.threads)
         dtype = shape.served_dtype(config.model.dtype)
-        progress(f"loading {name} ({shape.num_parameters / 1e6:,.0f} M parameters, {dtype}) on {device.type}")
         backend = select_backend(device, config.execution.attention_backend)
+        progress(f"loading {name} ({shape.num_parameters / 1e6:,.0f} M parameters, {dtype}) on {device.type}")
         decoder = load_model(
             folder,
             dtype=dtype,
             device=device,
-            max_model_len=config.model.max_model_len or shape.max_position_embeddings,
+            max_model_len=config.model.max_model_len,
             load_format=config.model.load_format,
             seed=config.model.seed,
             attention_backend=config.execution.attention_backend,
+            trust_remote_code=config.model.trust_remote_code,
         )
-        plan = plan_pool(config, shape, free=_free_memory(device), device=device.type)
-        manager = BlockManager(
-            num_blocks=plan.num_blocks,
-            block_size=config.cache.block_size,
-            num_rows=config.scheduler.max_num_seqs,
-            max_blocks_per_row=-(-plan.max_model_len // config.cache.block_size),
-            prefix_caching=config.cache.prefix_caching,
-        )
-        scheduler = Scheduler(
-            config.scheduler,
-            manager,
-            max_model_len=plan.max_model_len,
-            vocab_size=shape.vocab_size,
-            eos_token_ids=shape.eos_token_ids,
-            seed=config.model.seed,
-        )
-        kv_cache = KVCache(
-            num_layers=shape.num_layers,
-            num_blocks=plan.num_blocks,
-            num_kv_heads=shape.num_kv_heads,
-            block_size=config.cache.block_size,
-            head_dim=shape.head_dim,
-            dtype=getattr(torch, dtype),
-            device=device,
-            backend=backend,
-        )
-        inputs = InputBuffers(
-            scheduler.rows,
-            manager.tables,
-            block_size=config.cache.block_size,
-            max_num_tokens=config.scheduler.max_num_batched_tokens,
-            max_num_seqs=config.scheduler.max_num_seqs,
-            device=device,
-        )
-        runner = ModelRunner(decoder, kv_cache, inputs, Sampler(scheduler.rows, list(shape.eos_token_ids)))
-        progress("compiling kernels")
+        pool = plan_pool(config, shape, free=_free_memory(device), device=device.type)
+        scheduler = _build_scheduler(config, shape, pool)
+        runner = _build_runner(config, scheduler, decoder, backend)
+        progress("compiling kernels (once per machine)")
         runner.warm_up()
         where = f"{_device_name(device)} · {threads} threads · {backend.name} attention"
         info = EngineInfo(
             model_name=name,
             vocab_size=shape.vocab_size,
-            max_model_len=plan.max_model_len,
+            max_model_len=pool.max_model_len,
             eos_token_ids=list(shape.eos_token_ids),
             block_size=config.cache.block_size,
-            num_blocks=plan.num_blocks,
+            num_blocks=pool.num_blocks,
             max_num_seqs=config.scheduler.max_num_seqs,
             device=device.type,
             dtype=dtype,
             attention_backend=backend.name,
-            report=report(plan, config, shape, name=name, where=where),
+            report=report(pool, config, shape, name=name, where=where),
         )
         return cls(info, scheduler, runner)
 
@@ -207,15 +179,55 @@ class EngineCore:
         return int(unfilled[first].sum())
 
 
+def _build_scheduler(config: EngineConfig, shape: ModelShape, pool: PoolPlan) -> Scheduler:
+    manager = BlockManager(
+        num_blocks=pool.num_blocks,
+        block_size=config.cache.block_size,
+        num_rows=config.scheduler.max_num_seqs,
+        max_blocks_per_row=-(-pool.max_model_len // config.cache.block_size),
+        prefix_caching=config.cache.prefix_caching,
+    )
+    return Scheduler(
+        config.scheduler,
+        manager,
+        max_model_len=pool.max_model_len,
+        vocab_size=shape.vocab_size,
+        eos_token_ids=shape.eos_token_ids,
+        seed=config.model.seed,
+    )
+
+
+def _build_runner(config: EngineConfig, scheduler: Scheduler, decoder: Decoder, backend: Backend) -> ModelRunner:
+    shape = decoder.shape
+    kv_cache = KVCache(
+        num_layers=shape.num_layers,
+        num_blocks=scheduler.manager.pool.num_blocks,
+        num_kv_heads=shape.num_kv_heads,
+        block_size=config.cache.block_size,
+        head_dim=shape.head_dim,
+        dtype=decoder.dtype,
+        device=decoder.device,
+        backend=backend,
+    )
+    inputs = InputBuffers(
+        scheduler.rows,
+        scheduler.manager.tables,
+        block_size=config.cache.block_size,
+        max_num_tokens=config.scheduler.max_num_batched_tokens,
+        max_num_seqs=config.scheduler.max_num_seqs,
+        device=decoder.device,
+    )
+    return ModelRunner(decoder, kv_cache, inputs, Sampler(scheduler.rows, list(shape.eos_token_ids)), backend)
+
+
 def _choose_device(requested: str) -> torch.device:
-    if requested == "auto":
-        requested = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(requested)
+    available = torch.cuda.is_available()
+    if requested == "cuda" and not available:
+        raise ConfigError("--device cuda: torch finds no CUDA device here; use cpu, or auto to take what there is")
+    return torch.device("cuda" if available and requested != "cpu" else "cpu")
 
 
 def _set_threads(requested: int | None) -> int:
-    import os
-
     threads = requested or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     return threads

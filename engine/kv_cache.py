@@ -37,6 +37,7 @@ class KVCache:
         shape = (num_blocks + 1, 2, num_kv_heads, block_size, head_dim)
         # Not zeroed: the pages of blocks that were never used cost no memory, and kernels read no unwritten slot.
         self.layers: list[Tensor] = [torch.empty(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+        self.block_size = block_size
         self._backend = backend
         self._device = device
 
