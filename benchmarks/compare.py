@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _model_folder(name: str | None) -> Path:
     """Where Octavo keeps the model, fetched if need be. Asked in a process of its own: this one's path starts with
-    benchmarks/, whose kernels.py would pass for the library of that name when transformers looks for it."""
+    benchmarks/, whose modules would hide others of the same names."""
     script = (
         "import sys; from octavo.config import EngineConfig; from octavo.engine.prepare import prepare_model;"
         "print(prepare_model(EngineConfig.of(model=sys.argv[1]) if sys.argv[1] else EngineConfig()).folder)"

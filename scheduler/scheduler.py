@@ -27,12 +27,13 @@ import numpy as np
 
 from octavo.block_manager.manager import BlockCopy, BlockManager, PrefixMatch
 from octavo.config import SchedulerConfig
-from octavo.errors import InvalidRequestError, NeverFitsError, QueueFullError
+from octavo.errors import QueueFullError
 from octavo.scheduler.plan import Finished, Int32s, StepPlan, StepResult
 from octavo.scheduler.queue import WaitingQueue
 from octavo.scheduler.request import FinishReason, Request, Sequence, SequenceState, Tokens
 from octavo.scheduler.rows import Rows
 from octavo.scheduler.sampling import SamplingParams
+from octavo.scheduler.validation import check_length, check_prompt
 
 # A sequence that was part of so many failed steps is taken for their cause, even if it never failed alone.
 _MAX_FAILURES = 3
@@ -147,8 +148,8 @@ class Scheduler:
             NeverFitsError: No amount of waiting would make room for it.
             QueueFullError: Too many wait already.
         """
-        tokens = self._checked_prompt(prompt, sampling)
-        limit = self._checked_limit(len(tokens), sampling)
+        tokens = check_prompt(prompt, sampling, vocab_size=len(self._eos))
+        limit = check_length(len(tokens), sampling, largest=self.largest_request())
         if self.num_waiting >= self.config.max_waiting:
             raise QueueFullError(f"{self.num_waiting} sequences are waiting already, the most this server allows")
         assert key not in self._requests, f"request {key} exists already"
@@ -508,39 +509,6 @@ class Scheduler:
         if self._running_rows is None:
             self._running_rows = np.array([sequence.row for sequence in self._running], dtype=np.int32)
         return self._running_rows
-
-    # ── checks ────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _checked_prompt(self, prompt: Many[int] | Tokens, sampling: SamplingParams) -> Tokens:
-        if not len(prompt):
-            raise InvalidRequestError("the prompt holds no tokens; at least one is needed", param="prompt")
-        ids = np.asarray(prompt)  # of whatever type holds them: an id may be too large for int64
-        outside = ids[(ids < 0) | (ids >= len(self._eos))]
-        if len(outside):
-            raise InvalidRequestError(
-                f"token id {outside[0]} in the prompt is outside the vocabulary (0 to {len(self._eos) - 1})",
-                param="prompt",
-            )
-        for token in sampling.stop_token_ids:
-            if token >= len(self._eos):
-                raise InvalidRequestError(
-                    f"stop_token_ids holds {token}, outside the vocabulary (0 to {len(self._eos) - 1})",
-                    param="stop_token_ids",
-                )
-        return ids.astype(np.int32)
-
-    def _checked_limit(self, num_prompt: int, sampling: SamplingParams) -> int:
-        """Tokens at which a sequence of this request ends; refuses what can never fit."""
-        largest = self.largest_request()
-        wanted = num_prompt + (sampling.max_tokens or 1)
-        if wanted > largest:
-            raise NeverFitsError(
-                f"the prompt has {num_prompt} tokens and {sampling.max_tokens or 'at least 1'} more are asked for; "
-                f"together at most {largest} fit",
-                largest=largest,
-                param="max_tokens" if sampling.max_tokens and num_prompt < largest else "prompt",
-            )
-        return largest if sampling.max_tokens is None else wanted
 
     def check_integrity(self) -> list[str]:
         """Every invariant of scheduler and blocks that does not hold, in words. O(num_blocks)."""

@@ -185,7 +185,7 @@ class SchedulerConfig:
 
     max_num_seqs: int = option(64, "sequences that run at the same time, at most", parse=parse_count)
     max_num_batched_tokens: int = option(
-        1024,
+        512,
         "tokens computed in one step, at most: the token budget that decodes and prefill chunks share",
         parse=parse_count,
     )

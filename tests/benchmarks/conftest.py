@@ -1,7 +1,6 @@
 """Makes the load generator importable, and only it.
 
-Its folder is not put on the path: `benchmarks/kernels.py` would then answer to ``import kernels``, a name that
-transformers looks for (see docs/architecture.md).
+Its folder is not put on the path, where every script in it would be a top-level module to whoever imports by name.
 """
 
 from __future__ import annotations

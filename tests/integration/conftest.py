@@ -47,7 +47,7 @@ def expected(model_folder: Path, tokenizer: Tokenizer) -> dict[Prompt, list[int]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with the default options but a fixed, small pool."""
+    """A server with a fixed, small pool, in float32: there equal requests get equal answers in any company."""
     log = tmp_path_factory.mktemp("server") / "log"
-    with serve("--num-blocks", "1024", log=log) as running:
+    with serve("--num-blocks", "1024", "--dtype", "float32", log=log) as running:
         yield running

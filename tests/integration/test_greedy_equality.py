@@ -39,7 +39,8 @@ class Variant(NamedTuple):
         ]
 
 
-SHORT = PROMPTS[:12]
+# For chunks of one token: few and short, but one of them fills blocks.
+SHORT = (*PROMPTS[:3], next(prompt for prompt in PROMPTS if prompt.name == "question"))
 
 VARIANTS = {
     "block 16, chunk 512, cached": Variant(16, 512, True),
@@ -50,8 +51,8 @@ VARIANTS = {
     "block 1, chunk 7, uncached": Variant(1, 7, False),
     "block 8, chunk 512, uncached": Variant(8, 512, False),
     "block 32, chunk 512, cached": Variant(32, 512, True),
-    "block 16, chunk 1, cached": Variant(16, 1, True, prompts=SHORT[:4]),
-    "block 32, chunk 1, uncached": Variant(32, 1, False, prompts=SHORT[4:8]),
+    "block 16, chunk 1, cached": Variant(16, 1, True, prompts=SHORT),
+    "block 32, chunk 1, uncached": Variant(32, 1, False, prompts=SHORT),
 }
 
 
