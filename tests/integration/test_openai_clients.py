@@ -67,7 +67,7 @@ def test_stream_helper(client: openai.OpenAI, model: str) -> None:
 async def test_conversations_at_once_say_what_they_say_alone(async_client: openai.AsyncOpenAI, model: str) -> None:
     async def talk(name: str) -> list[dict[str, str]]:
         messages: list[dict[str, str]] = []
-        for turn in (f"My name is {name}. Say hello to me.", "What is my name?", "Spell it."):
+        for turn in (f"My name is {name}. Say hello to me.", "What is my name?"):
             messages.append({"role": "user", "content": turn})
             answer = await async_client.chat.completions.create(
                 model=model, messages=messages, temperature=0, max_tokens=20
@@ -75,7 +75,7 @@ async def test_conversations_at_once_say_what_they_say_alone(async_client: opena
             messages.append({"role": "assistant", "content": answer.choices[0].message.content or ""})
         return messages
 
-    names = ["Ada", "Grace", "Alan", "Edsger", "Barbara"]
+    names = ["Ada", "Grace", "Alan"]
     together = await asyncio.gather(*map(talk, names))
     assert together == [await talk(name) for name in names]
     assert len({str(conversation) for conversation in together}) == len(names)

@@ -39,9 +39,9 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = log
         command = [sys.executable, "-m", "octavo", "serve", "--port", str(self.port), *options]
-        output = log.open("w") if log is not None else subprocess.DEVNULL
         started = time.monotonic()
-        self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        with open(log or os.devnull, "w") as output:
+            self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         self._wait_ready(120)
         self.seconds_to_ready = time.monotonic() - started
 
