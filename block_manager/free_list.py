@@ -44,12 +44,20 @@ class FreeList:
             yield block
             block = self._next[block]
 
-    def pop(self) -> int:
-        """Takes the block at the head; the caller has checked that there is one."""
-        block = self._next[NULL_BLOCK]
-        assert block != NULL_BLOCK, "pop from an empty free list"
-        self.remove(block)
-        return block
+    def pop(self, count: int) -> list[int]:
+        """Takes the blocks at the head; the caller has checked that there are so many."""
+        assert count <= self._size, f"pop of {count} from a free list of {self._size}"
+        following, block = self._next, self._next[NULL_BLOCK]
+        blocks = []
+        for _ in range(count):
+            blocks.append(block)
+            after = following[block]
+            following[block] = _ABSENT
+            block = after
+        following[NULL_BLOCK] = block
+        self._prev[block] = NULL_BLOCK
+        self._size -= count
+        return blocks
 
     def remove(self, block: int) -> None:
         """Takes a block out from wherever it stands."""

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from octavo.block_manager.free_list import NULL_BLOCK
 from octavo.block_manager.hashing import ChainHash, chain_hash
 from octavo.block_manager.pool import BlockPool
 from octavo.block_manager.table import BlockTables
@@ -130,7 +131,7 @@ class BlockManager:
         # Matched blocks first: they might be the very ones that taking new blocks would evict.
         for block in match.blocks:
             self.pool.share(block)
-        fresh = [self.pool.take() for _ in range(self.blocks_for(num_tokens) - len(match.blocks))]
+        fresh = self.pool.take_many(self.blocks_for(num_tokens) - len(match.blocks))
         self.tables.extend(row, match.blocks + fresh)
         self._published[row] = len(match.blocks)
         self._namespace[row] = match.namespace
@@ -191,24 +192,17 @@ class BlockManager:
         """
         if not self.prefix_caching:
             return
-        size = self.block_size
-        for index in range(self._published[row], num_computed // size):
-            if not self._publish_one(row, index, tokens[index * size : (index + 1) * size].tobytes()):
-                self._duplicates.add(row)
-                return
+        if self._publish_run(row, tokens, num_computed // self.block_size):
+            self._duplicates.add(row)
 
     def merge_duplicates(self, row: int, tokens: Tokens, num_computed: int) -> None:
         """After the step: replaces the row's blocks by equal ones that were published before, and publishes on."""
         if row not in self._duplicates:
             return
         self._duplicates.discard(row)
-        size, cache = self.block_size, self.pool.cache
-        for index in range(self._published[row], num_computed // size):
-            content = tokens[index * size : (index + 1) * size].tobytes()
-            if self._publish_one(row, index, content):
-                continue
+        while twin := self._publish_run(row, tokens, num_computed // self.block_size):
+            index = self._published[row]
             mine = int(self.tables.ids[row, index])
-            twin = cache.find(self._parent(row, index), content)
             self.pool.share(twin)
             self.tables.ids[row, index] = twin
             self.pool.release((mine,))
@@ -255,13 +249,21 @@ class BlockManager:
             if self.pool.cache.parent_of(int(self.tables.ids[row, index])) != self._parent(row, index)
         ]
 
-    def _publish_one(self, row: int, index: int, content: bytes) -> bool:
-        block = int(self.tables.ids[row, index])
-        # A forked sequence may hold the very block that its sibling has published.
-        if block not in self.pool.cache and self.pool.cache.insert(block, self._parent(row, index), content) != block:
-            return False
-        self._published[row] = index + 1
-        return True
+    def _publish_run(self, row: int, tokens: Tokens, end: int) -> int:
+        """Publishes the row's blocks up to index ``end``, or up to the first one that has a twin, which it returns."""
+        first, size, cache = self._published[row], self.block_size, self.pool.cache
+        content, width = tokens[first * size : end * size].tobytes(), 4 * size
+        parent = self._parent(row, first)
+        for offset, block in enumerate(self.tables.ids[row, first:end].tolist()):
+            # A forked sequence may hold the very block that its sibling has published.
+            if block not in cache:
+                standing = cache.insert(block, parent, content[offset * width : (offset + 1) * width])
+                if standing != block:
+                    self._published[row] = first + offset
+                    return standing
+            parent = block
+        self._published[row] = max(first, end)
+        return NULL_BLOCK
 
     def _parent(self, row: int, index: int) -> int:
         return int(self.tables.ids[row, index - 1]) if index else self._namespace[row]

@@ -82,18 +82,23 @@ class BlockPool:
         return self._owners[block]
 
     def take(self) -> int:
-        """Gives out one block to one owner, evicting the least recently used content if need be.
+        """Gives out one block; see `take_many`."""
+        return self.take_many(1)[0]
+
+    def take_many(self, count: int) -> list[int]:
+        """Gives out blocks to one owner, evicting the least recently used content if need be.
 
         The caller has checked `available`.
         """
-        block = self._free.pop()
-        if block in self.cache:
-            self.cache.remove(block)
-            self._idle_cached -= 1
-            self.evictions += 1
-        self._owners[block] = 1
-        self._references += 1
-        return block
+        blocks = self._free.pop(count)
+        for block in blocks:
+            if block in self.cache:
+                self.cache.remove(block)
+                self._idle_cached -= 1
+                self.evictions += 1
+            self._owners[block] = 1
+        self._references += count
+        return blocks
 
     def share(self, block: int) -> None:
         """Adds an owner to a block that is in use or cached."""

@@ -208,7 +208,7 @@ class ProcessEngineClient:
 
     def end_sequence(self, request_id: str, index: int) -> None:
         key = self._open_keys.get(request_id)
-        if key is not None and self._engine is not None:
+        if key is not None and self._engine is not None and self._status == "ready":
             self._streams[key].drop(index)
             self._engine.send(EndSequence(key, index))
 

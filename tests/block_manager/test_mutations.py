@@ -77,9 +77,9 @@ MUTATIONS = [
         "block_manager/manager.py",
         """        for block in match.blocks:
             self.pool.share(block)
-        fresh = [self.pool.take() for _ in range(self.blocks_for(num_tokens) - len(match.blocks))]
+        fresh = self.pool.take_many(self.blocks_for(num_tokens) - len(match.blocks))
 """,
-        """        fresh = [self.pool.take() for _ in range(self.blocks_for(num_tokens) - len(match.blocks))]
+        """        fresh = self.pool.take_many(self.blocks_for(num_tokens) - len(match.blocks))
         for block in match.blocks:
             self.pool.share(block)
 """,
@@ -99,8 +99,8 @@ MUTATIONS = [
     Mutation(
         "blocks are published one token early",
         "block_manager/manager.py",
-        "for index in range(self._published[row], num_computed // size):\n            if not",
-        "for index in range(self._published[row], (num_computed + 1) // size):\n            if not",
+        "if self._publish_run(row, tokens, num_computed // self.block_size):",
+        "if self._publish_run(row, tokens, (num_computed + 1) // self.block_size):",
     ),
     Mutation(
         "a merged duplicate keeps its block",
@@ -117,8 +117,8 @@ MUTATIONS = [
     Mutation(
         "an evicted block stays in the index",
         "block_manager/pool.py",
-        "            self.cache.remove(block)\n            self._idle_cached -= 1\n            self.evictions += 1\n",
-        "            self._idle_cached -= 1\n            self.evictions += 1\n",
+        "                self.cache.remove(block)\n                self._idle_cached -= 1\n                self.evictions += 1\n",
+        "                self._idle_cached -= 1\n                self.evictions += 1\n",
     ),
     Mutation(
         "the most recently used content is evicted first",
