@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.kernels.attention import Backend, PagedBatch
-from octavo.models.layers import ACTIVATIONS, Head, Linear, RmsNorm, Rotary, rotate
+from octavo.models.layers import Head, Linear, RmsNorm, Rotary, gated, rotate
 from octavo.models.shape import ModelShape
 
 Rotation = tuple[Tensor, Tensor]
@@ -83,7 +83,6 @@ class Decoder:
         self._head = head
         self._ropes = ropes
         self._kernels = kernels
-        self._activation = ACTIVATIONS[shape.activation]
 
     @property
     def weight_bytes(self) -> int:
@@ -161,6 +160,5 @@ class Decoder:
 
     def _transform(self, x: Tensor, weights: LayerWeights) -> None:
         """Adds the MLP's output to the residual stream ``x``, float32 [T, hidden]."""
-        gate, up = weights.gate_up(weights.mlp_norm(x)).chunk(2, dim=-1)
-        out = weights.down(self._activation(gate).mul_(up))
+        out = weights.down(gated(self.shape.activation, weights.gate_up(weights.mlp_norm(x))))
         x.add_(out if weights.mlp_post_norm is None else weights.mlp_post_norm(out))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,28 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
 }
+
+
+def gated(activation: str, gate_up: Tensor) -> Tensor:
+    """The MLP's middle: ``activation(gate) · up`` of the two halves of each row, [T, 2 · n] → [T, n]."""
+    if activation == "silu" and _is_fused(gate_up):
+        product: Tensor = _fused().silu_mul(gate_up)
+        return product
+    gate, up = gate_up.chunk(2, dim=-1)
+    return ACTIVATIONS[activation](gate).mul_(up)
+
+
+@cache
+def _fused() -> ModuleType:
+    # Imported on demand: it loads numba, which a GPU server does without.
+    from octavo.kernels.cpu import fused
+
+    return fused
+
+
+def _is_fused(x: Tensor) -> bool:
+    """Whether the CPU's fused kernels take this tensor."""
+    return x.device.type == "cpu" and x.dim() == 2 and x.is_contiguous()
 
 
 def _can_pack(weight: Tensor) -> bool:
@@ -124,6 +148,9 @@ class RmsNorm:
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., n] of any type → [..., n] of ``dtype``."""
+        if _is_fused(x) and x.dtype is torch.float32 and not self._per_head:
+            normed: Tensor = _fused().rms_norm(x, self._weight, self._eps, self._dtype)
+            return normed
         if self._per_head:
             return F.rms_norm(x.float(), self._shape, None, self._eps).mul_(self._weight).to(self._dtype)
         return F.rms_norm(x.float(), self._shape, self._weight, self._eps).to(self._dtype)

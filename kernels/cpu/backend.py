@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.attention import PagedBatch
-from octavo.kernels.cpu.bits import STORAGE, stored
+from octavo.kernels.cpu.bits import NUMBA_TYPES, STORAGE, stored
 from octavo.kernels.cpu.cache_ops import write_kernel
 from octavo.kernels.cpu.decode import decode_kernel
 from octavo.kernels.cpu.prefill import attend_sequence, gather_context
@@ -17,7 +17,6 @@ from octavo.kernels.cpu.prefill import attend_sequence, gather_context
 BYTES_PER_THREAD = 128 * 1024
 
 _NO_SINKS = np.empty(0, np.float32)
-_NUMBA = {dtype: numba.from_dtype(stored(torch.empty(0, dtype=dtype)).numpy().dtype) for dtype in STORAGE}
 
 
 class CpuBackend:
@@ -27,7 +26,7 @@ class CpuBackend:
     dtypes = frozenset(STORAGE)
 
     def write_kv(self, k: Tensor, v: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
-        write_kernel(_NUMBA[k.dtype])(_array(k), _array(v), _array(kv_cache), slot_mapping.numpy())
+        write_kernel(NUMBA_TYPES[k.dtype])(_array(k), _array(v), _array(kv_cache), slot_mapping.numpy())
 
     def attend(
         self,
@@ -47,7 +46,7 @@ class CpuBackend:
             # Layers alternate between numba's threads and torch's: neither pool runs while the other works.
             threads = _threads_for(kv_cache, decodes * batch.max_seq_len)
             numba.set_num_threads(threads)
-            kernel = decode_kernel(_NUMBA[q.dtype], q.shape[1] // kv_cache.shape[2], q.shape[2])
+            kernel = decode_kernel(NUMBA_TYPES[q.dtype], q.shape[1] // kv_cache.shape[2], q.shape[2])
             kernel(
                 _array(out)[:decodes], _array(q)[:decodes], _array(kv_cache),
                 batch.block_tables.numpy(), batch.seq_lens.numpy(), scale, window, softcap,

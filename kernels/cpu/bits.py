@@ -7,6 +7,10 @@ compiled, so one source serves all three dtypes.
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import ModuleType
+from zlib import crc32
+
 import torch
 from llvmlite import ir
 from numba import types
@@ -15,12 +19,20 @@ from torch import Tensor
 
 STORAGE = {torch.float32: torch.float32, torch.bfloat16: torch.uint16, torch.float16: torch.int16}
 
+NUMBA_TYPES = {torch.float32: types.float32, torch.bfloat16: types.uint16, torch.float16: types.int16}
+
 I16, I32, F16, F32 = ir.IntType(16), ir.IntType(32), ir.HalfType(), ir.FloatType()
 
 
 def stored(x: Tensor) -> Tensor:
     """The tensor as kernels see it; shares memory."""
     return x.view(STORAGE[x.dtype])
+
+
+def source_key(*modules: ModuleType) -> int:
+    """Changes with the modules' source. Captured by a kernel, it makes numba's cache on disk notice changes to what the
+    kernel inlines; by itself the cache looks at the kernel's own file only."""
+    return crc32(b"".join(Path(str(module.__file__)).read_bytes() for module in modules))
 
 
 def emit_widen(builder, stored_type, value, lanes=None):

@@ -12,14 +12,12 @@ A second pass merges the chunks of each head by their log-sum-exp (flash-decodin
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
-from zlib import crc32
 
 import numpy as np
 from numba import njit, prange, types
 
 from octavo.kernels.cpu import bits, elementary, rows
-from octavo.kernels.cpu.bits import narrow, widen
+from octavo.kernels.cpu.bits import narrow, source_key, widen
 from octavo.kernels.cpu.elementary import FASTMATH, LOG2E, exp2, largest, softcapped
 from octavo.kernels.cpu.rows import score_run, weigh_run
 
@@ -49,7 +47,7 @@ def decode_kernel(stored: types.Type, group: int, head_dim: int):
     real, number = types.float32, types.int64
     signature = types.void(heads, heads, cache_, tables, lengths, real, number, real, real[::1], number)
 
-    sources = _fingerprint()
+    sources = source_key(bits, elementary, rows)
 
     @njit(signature, parallel=True, fastmath=FASTMATH, error_model="numpy", nogil=True, cache=True)
     def decode(out, q, kv, block_tables, seq_lens, scale, window, softcap, sinks, num_workers):
@@ -67,11 +65,6 @@ def decode_kernel(stored: types.Type, group: int, head_dim: int):
         _merge(out, partial, lse, first_item, num_kv_heads, sinks)
 
     return decode
-
-
-def _fingerprint() -> int:
-    """Of the code that is compiled into the kernel: numba's cache on disk only notices changes to this very file."""
-    return crc32(b"".join(Path(module.__file__).read_bytes() for module in (bits, elementary, rows)))
 
 
 @_compiled

@@ -117,8 +117,11 @@ MUTATIONS = [
     Mutation(
         "an evicted block stays in the index",
         "block_manager/pool.py",
-        "                self.cache.remove(block)\n                self._idle_cached -= 1\n                self.evictions += 1\n",
-        "                self._idle_cached -= 1\n                self.evictions += 1\n",
+        """                self.cache.remove(block)
+                self._idle_cached -= 1
+                self.evictions""",
+        """                self._idle_cached -= 1
+                self.evictions""",
     ),
     Mutation(
         "the most recently used content is evicted first",

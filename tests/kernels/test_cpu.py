@@ -9,7 +9,7 @@ from numba import njit
 from numba.core.config import NUMBA_NUM_THREADS
 from paged import Shape, make_problem
 
-from octavo.kernels.cpu import backend, decode
+from octavo.kernels.cpu import backend, bits, decode, elementary, rows
 from octavo.kernels.cpu.bits import narrow, stored, widen
 from octavo.kernels.cpu.elementary import exp2, largest, softcapped
 
@@ -86,4 +86,4 @@ def test_compiled_code_is_kept_under_a_key_that_covers_all_its_sources() -> None
     # Else an edited helper would go on running in its old form, out of numba's cache on disk.
     kernel = decode.decode_kernel(decode.types.float32, 2, 16)
     captured = [cell.cell_contents for cell in kernel.py_func.__closure__]
-    assert decode._fingerprint() in captured
+    assert bits.source_key(bits, elementary, rows) in captured

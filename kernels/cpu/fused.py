@@ -1,0 +1,108 @@
+"""The element-wise operations of a decoder layer, each in one pass over memory.
+
+torch runs RMSNorm as five operations and SiLU·mul as two. At one token per sequence their cost is the calls, over a
+long prefill it is the memory that the intermediate results go through.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numba
+import numpy as np
+import torch
+from numba import njit, prange, types
+from torch import Tensor
+
+from octavo.kernels.cpu import bits, elementary
+from octavo.kernels.cpu.bits import NUMBA_TYPES, narrow, source_key, stored, widen
+from octavo.kernels.cpu.elementary import FASTMATH, LOG2E, exp2
+
+# Waking the other threads costs about as much as handling so many numbers.
+_NUMBERS_PER_THREAD = 16 * 1024
+
+_ZERO, _ONE = np.float32(0.0), np.float32(1.0)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """Root-mean-square normalisation (arXiv:1910.07467), times a weight.
+
+    Args:
+        x: float32 [num_rows, width], contiguous.
+        weight: float32 [width].
+        eps: Added to the mean square.
+        dtype: Of the result.
+
+    Returns:
+        [num_rows, width] of ``dtype``.
+    """
+    out = torch.empty(x.shape, dtype=dtype)
+    workers = _workers(x.numel())
+    kernel = _rms_norm_kernel(NUMBA_TYPES[dtype], workers > 1)
+    kernel(stored(out).numpy(), x.numpy(), weight.numpy(), eps, workers)
+    return out
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """``silu(gate) · up`` (arXiv:2002.05202) of the two halves of each row.
+
+    Args:
+        gate_up: [num_rows, 2 · width], contiguous.
+
+    Returns:
+        [num_rows, width] of the same dtype.
+    """
+    out = torch.empty((gate_up.shape[0], gate_up.shape[1] // 2), dtype=gate_up.dtype)
+    workers = _workers(out.numel())
+    kernel = _silu_mul_kernel(NUMBA_TYPES[gate_up.dtype], workers > 1)
+    kernel(stored(out).numpy(), stored(gate_up).numpy(), workers)
+    return out
+
+
+def _workers(numbers: int) -> int:
+    workers = max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, numbers // _NUMBERS_PER_THREAD))
+    if workers > 1:
+        numba.set_num_threads(workers)
+    return workers
+
+
+@cache
+def _rms_norm_kernel(number: types.Type, parallel: bool):
+    sources = source_key(bits, elementary)
+    signature = types.void(number[:, ::1], types.float32[:, ::1], types.float32[::1], types.float32, types.int64)
+
+    @njit(signature, parallel=parallel, fastmath=FASTMATH, error_model="numpy", nogil=True, cache=True)
+    def kernel(out, x, weight, eps, num_workers):
+        _ = sources  # part of the key under which numba keeps compiled code
+        num_rows, width = x.shape
+        for worker in prange(num_workers):
+            for row in range(num_rows * worker // num_workers, num_rows * (worker + 1) // num_workers):
+                squares = _ZERO
+                for i in range(width):
+                    squares += x[row, i] * x[row, i]
+                factor = _ONE / np.sqrt(squares / np.float32(width) + eps)
+                for i in range(width):
+                    out[row, i] = narrow(x[row, i] * factor * weight[i], out[row, i])
+
+    return kernel
+
+
+@cache
+def _silu_mul_kernel(number: types.Type, parallel: bool):
+    sources = source_key(bits, elementary)
+    signature = types.void(number[:, ::1], number[:, ::1], types.int64)
+
+    @njit(signature, parallel=parallel, fastmath=FASTMATH, error_model="numpy", nogil=True, cache=True)
+    def kernel(out, gate_up, num_workers):
+        _ = sources
+        num_rows, width = out.shape
+        for worker in prange(num_workers):
+            for row in range(num_rows * worker // num_workers, num_rows * (worker + 1) // num_workers):
+                for i in range(width):
+                    gate, up = widen(gate_up[row, i]), widen(gate_up[row, width + i])
+                    # The exponential of a negative number only, which cannot overflow.
+                    e = exp2(-abs(gate) * LOG2E)
+                    share = (_ONE if gate >= _ZERO else e) / (_ONE + e)
+                    out[row, i] = narrow(gate * share * up, out[row, i])
+
+    return kernel
