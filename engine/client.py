@@ -69,7 +69,7 @@ log = logging.getLogger(__name__)
 # Heartbeats come five times a second. One second without makes the engine "silent", which only costs readiness;
 # it is killed after much longer, since a machine that swaps or sleeps recovers by itself.
 SILENT_AFTER = 1.0
-KILLED_AFTER = 15.0
+KILLED_AFTER = 15  # looks, one a second
 STALLED_AFTER = 60.0
 
 _FIRST_BACKOFF = 0.5
@@ -169,13 +169,18 @@ class ProcessEngineClient:
             return self._status
         if self._engine.silence > SILENT_AFTER:
             return "silent"
-        if self._streams and time.monotonic() - self._last_progress > STALLED_AFTER:
+        if self._waiting_for_engine and time.monotonic() - self._last_progress > STALLED_AFTER:
             return "stalled"
         return "ready"
 
     @property
     def restarts(self) -> int:
         return self._restarts
+
+    @property
+    def _waiting_for_engine(self) -> bool:
+        """Whether a request is open that the engine has not finished; a slow reader alone does not count."""
+        return any(not stream.done for stream in self._streams.values())
 
     @property
     def engine_pid(self) -> int | None:
@@ -193,12 +198,12 @@ class ProcessEngineClient:
             raise EngineUnavailableError(f"the engine is {self.status}; try again in a moment", retry_after=2.0)
         key = next(self._keys)
         stream = RequestStream(request.request_id, request.sampling.n)
-        if not self._streams:
+        if not self._waiting_for_engine:
             self._last_progress = time.monotonic()
-        self._streams[key] = stream
-        self._open_keys[request.request_id] = key
-        engine.send(msgspec.structs.replace(request, key=key))
         try:
+            self._streams[key] = stream
+            self._open_keys[request.request_id] = key
+            engine.send(msgspec.structs.replace(request, key=key))
             async for delta in stream.deltas():
                 yield delta
         finally:
@@ -252,10 +257,10 @@ class ProcessEngineClient:
             born = time.monotonic()
             reason = await self._engine.listen(self._handle)
             self._status = "restarting"
+            backoff = _FIRST_BACKOFF if time.monotonic() - born > _HEALTHY_AFTER else backoff
             log.error("the engine ended: %s; starting another in %.1f s", reason, backoff)
             self._fail_open(EngineDeadError(f"the engine ended while this request was running: {reason}"))
             await self._engine.close()
-            backoff = _FIRST_BACKOFF if time.monotonic() - born > _HEALTHY_AFTER else backoff
             backoff = await self._relaunch(backoff)
 
     async def _relaunch(self, backoff: float) -> float:
@@ -265,7 +270,7 @@ class ProcessEngineClient:
             backoff = min(2 * backoff, _LONGEST_BACKOFF)
             try:
                 await self._launch(lambda text: None)
-            except OctavoError as error:
+            except Exception as error:  # a full disk, no more processes: whatever it is, it may pass
                 log.error("the engine did not start: %s; trying again in %.1f s", error, backoff)
             else:
                 self._restarts += 1
@@ -295,7 +300,8 @@ class ProcessEngineClient:
                     answer.set_result(message.problems)
 
     def _handle_step(self, output: StepOutput) -> None:
-        self._last_progress = time.monotonic()
+        if output.streams or output.finished or (output.stats is not None and output.stats.steps != self._stats.steps):
+            self._last_progress = time.monotonic()
         if output.stats is not None:
             self._stats = output.stats
         for number, cached_tokens in output.started:
@@ -332,12 +338,19 @@ def _rejection(message: Rejected) -> OctavoError:
 class _EngineProcess:
     """One engine process and the two sockets to it."""
 
-    def __init__(self, process: asyncio.subprocess.Process, folder: Path, context: zmq.asyncio.Context) -> None:
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        folder: Path,
+        context: zmq.asyncio.Context,
+        socket: zmq.asyncio.Socket,
+        alive: zmq.asyncio.Socket,
+    ) -> None:
         self._process = process
         self._folder = folder
         self._context = context
-        self._socket = context.socket(zmq.PAIR)
-        self._alive = context.socket(zmq.PULL)
+        self._socket = socket
+        self._alive = alive
         self._decoder = msgspec.msgpack.Decoder(FromEngine)
         self._last_beat = time.monotonic()
 
@@ -346,18 +359,31 @@ class _EngineProcess:
         """Starts the process and tells it what to load."""
         # A fresh folder that only this user can enter: nobody else can connect.
         folder = Path(tempfile.mkdtemp(prefix="octavo-"))
-        endpoint = f"ipc://{folder}/engine"
         context = zmq.asyncio.Context()
+        try:
+            return await cls._spawn_at(f"ipc://{folder}/engine", folder, context, start)
+        except BaseException as error:
+            context.destroy(linger=0)
+            shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise SetupError(f"the engine process could not be started: {error}") from error
+            raise
+
+    @classmethod
+    async def _spawn_at(cls, endpoint: str, folder: Path, context: zmq.asyncio.Context, start: Start) -> _EngineProcess:
+        socket, alive = context.socket(zmq.PAIR), context.socket(zmq.PULL)
+        socket.bind(endpoint)
+        alive.bind(endpoint + ALIVE_SUFFIX)
         environment = dict(os.environ)
         bound_spinning(environment)
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "octavo.engine.process", endpoint),
+            *(sys.executable, "-m", "octavo.engine.process", endpoint, str(os.getpid())),
             stdin=asyncio.subprocess.DEVNULL,
             env=environment,
+            # Signals to the terminal or to the process group are the front end's to handle: it drains first.
+            start_new_session=True,
         )
-        engine = cls(process, folder, context)
-        engine._socket.bind(endpoint)
-        engine._alive.bind(endpoint + ALIVE_SUFFIX)
+        engine = cls(process, folder, context, socket, alive)
         engine.send(start)
         return engine
 
@@ -450,10 +476,15 @@ class _EngineProcess:
                 log.exception("a message from the engine could not be handled")
 
     async def _watch_heart(self) -> None:
-        while self.silence < KILLED_AFTER:
+        # Counts looks, not seconds: after a pause of this very process the beats are there and only have to be read.
+        misses = 0
+        while misses < KILLED_AFTER:
             if await self._alive.poll(timeout=1000):
                 await self._alive.recv()
                 self._last_beat = time.monotonic()
+                misses = 0
+            else:
+                misses += 1
 
     def _exit_words(self) -> str:
         code = self._process.returncode

@@ -102,6 +102,11 @@ class EngineCore:
         """Whether `step` has anything to do."""
         return self.scheduler.has_work
 
+    @property
+    def has_room(self) -> bool:
+        """Whether `add` would not raise QueueFullError now."""
+        return self.scheduler.num_waiting < self.scheduler.config.max_waiting
+
     def add(self, request: AddRequest) -> None:
         """Queues a request under ``request.key``.
 
@@ -121,7 +126,11 @@ class EngineCore:
         self.scheduler.end_sequence(key, index)
 
     def step(self) -> StepResult:
-        """Schedules, executes and updates; one bad step never ends the engine."""
+        """Schedules, executes and updates. A step that fails fails its culprit, not the engine.
+
+        Raises:
+            torch.AcceleratorError: The GPU's context is lost, and every later step would fail as well.
+        """
         started = time.monotonic()
         plan = self.scheduler.schedule()
         if plan is None:
@@ -129,6 +138,8 @@ class EngineCore:
         try:
             tokens = self.runner.execute(plan)
         except Exception as error:
+            if isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError):
+                raise
             log.exception("step %d failed with %d sequences", plan.number, len(plan.rows))
             return self.scheduler.fail(plan, f"{type(error).__name__}: {error}")
         finally:

@@ -106,16 +106,20 @@ class LLM:
             One entry for each prompt, in order.
 
         Raises:
-            ClientError: A prompt or parameter is not acceptable; nothing is generated.
+            ClientError: A prompt or parameter is not acceptable; nothing is returned.
             RequestFailedError: A step failed on one of the prompts.
         """
         texts: list[Prompt] = [prompts] if _is_single(prompts) else list(prompts)  # type: ignore[arg-type, list-item]
         params = [sampling] * len(texts) if not isinstance(sampling, Sequence) else list(sampling)
         jobs: dict[int, _Job] = {}
+        stops = [stop] if isinstance(stop, str) else list(stop)
+        pending = list(zip(texts, params, strict=True))[::-1]
         try:
-            for text, chosen in zip(texts, params, strict=True):
-                self._submit(jobs, text, chosen or SamplingParams(), [stop] if isinstance(stop, str) else list(stop))
-            while any(not job.done for job in jobs.values()):
+            while pending or any(not job.done for job in jobs.values()):
+                # The queue is bounded; what does not fit into it yet is submitted between steps.
+                while pending and self.core.has_room:
+                    text, chosen = pending.pop()
+                    self._submit(jobs, text, chosen or SamplingParams(), stops)
                 self._take(jobs, self.core.step())
         finally:
             # Whatever is still open, an exception or Ctrl-C ended it.

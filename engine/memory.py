@@ -36,12 +36,18 @@ def free_host_memory() -> int:
     """Bytes that this process could still allocate: what the kernel calls available, within any cgroup limit."""
     with open("/proc/meminfo") as lines:
         available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    group = Path("/sys/fs/cgroup")
     try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     except OSError:
         return available
-    return available if limit == "max" else min(available, max(0, int(limit) - used))
+    if limit == "max":
+        return available
+    # Pages of files, such as weights just read, are given back when somebody needs the memory.
+    reclaimable = int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
+    return min(available, max(0, int(limit) - used + reclaimable))
 
 
 def plan_pool(config: EngineConfig, shape: ModelShape, *, free: int, device: str) -> PoolPlan:

@@ -105,7 +105,7 @@ class EngineStats(msgspec.Struct, frozen=True):
         slots_filled: Token slots holding KV inside used blocks.
         steps, step_seconds: Steps executed, and the time spent in them.
         prompt_tokens, generated_tokens: Tokens computed by kind (prompt: without prefix hits).
-        prefix_queries, prefix_hits: Prompt tokens looked up in, and found in, the prefix cache.
+        prefix_queries, prefix_hits: Tokens looked up in, and found in, the prefix cache at each admission.
         preemptions: Sequences put back to waiting because blocks ran out. recomputed_tokens: what that cost.
         evictions: Cached blocks whose content was given up. copies: copy-on-write block copies.
         forks: Sequences that started by sharing all blocks of a sibling.

@@ -1,6 +1,6 @@
 """The engine process: a core behind a socket.
 
-    python -m octavo.engine.process ENDPOINT
+    python -m octavo.engine.process ENDPOINT PARENT_PID
 
 The front end binds two Unix sockets. On ENDPOINT it sends `Start` and then `ToEngine` messages, and gets
 `FromEngine` messages; on ENDPOINT.alive a thread of this process says several times a second that it is alive, also
@@ -9,9 +9,9 @@ while a long step runs.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-import signal
 import sys
 import threading
 import time
@@ -126,11 +126,11 @@ class EngineLoop:
 class _Heart(threading.Thread):
     """Tells the front end that this process gets to run, and ends it when the front end is gone."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, parent: int) -> None:
         super().__init__(name="heartbeat", daemon=True)
         self._context = context
         self._endpoint = endpoint
-        self._parent = os.getppid()
+        self._parent = parent  # told, not asked for: it may have ended while this process was importing
 
     def run(self) -> None:
         socket = self._context.socket(zmq.PUSH)
@@ -139,7 +139,8 @@ class _Heart(threading.Thread):
         beats = 0
         while os.getppid() == self._parent:
             beats += 1
-            send(socket, Heartbeat(beats))
+            with contextlib.suppress(zmq.Again):  # nobody has read for long; the check below must go on
+                socket.send(msgspec.msgpack.encode(Heartbeat(beats)), zmq.NOBLOCK)
             time.sleep(HEARTBEAT_SECONDS)
         os._exit(1)  # orphaned: nobody will ever ask for anything again
 
@@ -149,15 +150,13 @@ def send(socket: zmq.Socket[bytes], message: FromEngine) -> None:
     socket.send(msgspec.msgpack.encode(message))
 
 
-def main(endpoint: str) -> int:
+def main(endpoint: str, parent: int) -> int:
     """Serves one front end; returns the exit status."""
-    # Ctrl-C reaches every process of the terminal; the front end decides when this one ends.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(format="%(levelname)s engine: %(message)s")
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.PAIR)
     socket.connect(endpoint)
-    _Heart(context, endpoint).start()
+    _Heart(context, endpoint, parent).start()
     start = msgspec.msgpack.decode(socket.recv(), type=Start)
     try:
         core = _load(start, lambda text: send(socket, LoadProgress(text)))
@@ -176,4 +175,4 @@ def _load(start: Start, progress: Any) -> EngineCore:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.argv[1], int(sys.argv[2])))

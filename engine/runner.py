@@ -47,6 +47,7 @@ class ModelRunner:
                 window=window,
                 softcap=shape.attention_softcap,
             )
+        self._decoder.warm_up()
         tokens = torch.zeros(4, dtype=torch.int64, device=device)
         lens = torch.tensor([1, 3], dtype=torch.int32, device=device)
         batch = PagedBatch(
@@ -67,6 +68,9 @@ class ModelRunner:
         step = self._inputs.build(plan)
         hidden = self._decoder.forward(step.input_ids, step.positions, self._kv_cache.layers, step.paged)
         if not len(plan.sample_from):
+            # Nothing below waits for the GPU, and the next step overwrites the buffers that this one still reads.
+            if hidden.is_cuda:
+                torch.cuda.current_stream().synchronize()
             return np.empty(0, dtype=np.int32)
         logits = self._decoder.logits(hidden[step.last_tokens])
         return self._sampler.sample(logits, plan.sample_rows)

@@ -1,8 +1,8 @@
 """Logits to tokens: greedy, temperature, top-k, top-p, min-p, reproducible by seed.
 
 Each token needs one uniform number, a hash of (seed of the sequence, position), and is found by inverting the
-cumulative distribution of its own row. So a seeded request samples the same tokens whatever else is in the batch,
-after a preemption, and on any device, and no generator state has to be kept per sequence.
+cumulative distribution of its own row. So equal logits give a seeded request equal tokens, whatever else is in the
+batch and after any preemption, and no generator state has to be kept per sequence.
 """
 
 from __future__ import annotations
@@ -125,7 +125,9 @@ def _sample_among(logits: Tensor, numbers: Tensor, cut: _Truncation, candidates:
     total_k = torch.where(cut.top_k == 0, 1.0, probs_k.sum(dim=-1, keepdim=True))
     before = probs_k.cumsum(dim=-1) - probs_k
     kept = within_k & ((before < cut.top_p * total_k) | (cut.top_p >= 1)) & (probs >= cut.min_p * probs[:, :1])
-    covered = ~kept[:, -1] | (candidates == logits.shape[-1])
+    # top-p's sum is known only if top-k's tokens are all among the candidates.
+    summed = ((cut.top_k <= candidates) | (cut.top_p >= 1)).squeeze(-1)
+    covered = (~kept[:, -1] & summed) | (candidates == logits.shape[-1])
     choice = _invert(probs * kept, numbers)
     return ids.gather(-1, choice.unsqueeze(-1)).squeeze(-1), covered
 

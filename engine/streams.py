@@ -20,22 +20,21 @@ class RequestStream:
 
     def __init__(self, request_id: str, n: int) -> None:
         self._request_id = request_id
-        self._open = n
+        self._open = set(range(n))
         self._tokens: defaultdict[int, list[int]] = defaultdict(list)
         self._ends: dict[int, StreamEnd] = {}
         self._cached: dict[int, int] = {}
-        self._dropped: set[int] = set()
         self._failure: Exception | None = None
         self._news = asyncio.Event()
 
     @property
     def done(self) -> bool:
         """Whether the engine has nothing more to say about this request."""
-        return self._open <= 0 or self._failure is not None
+        return not self._open or self._failure is not None
 
     def push(self, index: int, token: int) -> None:
         """Adds a token of one sequence."""
-        if index not in self._dropped:
+        if index in self._open:
             self._tokens[index].append(token)
             self._news.set()
 
@@ -44,17 +43,20 @@ class RequestStream:
         self._cached[index] = cached_tokens
 
     def end(self, index: int, end: StreamEnd) -> None:
-        """Ends one sequence; an error ends the request."""
-        if index in self._dropped:
+        """Ends one sequence; an error ends them all, dropped ones included."""
+        if end.reason == "error":
+            self._open.clear()
+        elif index in self._open:
+            self._open.discard(index)
+        else:
             return
         self._ends[index] = end
-        self._open = 0 if end.reason == "error" else self._open - 1
         self._news.set()
 
     def drop(self, index: int) -> None:
-        """Stops listening to one sequence."""
-        self._dropped.add(index)
-        self._open -= 1
+        """Stops listening to one sequence; nothing happens if it has ended meanwhile."""
+        self._open.discard(index)
+        self._tokens.pop(index, None)
         self._news.set()
 
     def fail(self, failure: Exception) -> None:

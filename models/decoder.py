@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.kernels.attention import Backend, PagedBatch
-from octavo.models.layers import Head, Linear, RmsNorm, Rotary, gated, rotate
+from octavo.models.layers import Head, Linear, RmsNorm, Rotary, gated, rotate, warm_up_fused
 from octavo.models.shape import ModelShape
 
 Rotation = tuple[Tensor, Tensor]
@@ -118,6 +118,11 @@ class Decoder:
             self._attend(x, weights, kv_cache, batch, window=window, rotation=local if window else full)
             self._transform(x, weights)
         return self._norm(x)
+
+    def warm_up(self) -> None:
+        """Compiles what the first steps would otherwise wait for, beside the attention kernels."""
+        if self.device.type == "cpu":
+            warm_up_fused(self.shape.hidden_size, self.dtype)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

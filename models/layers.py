@@ -32,6 +32,11 @@ def gated(activation: str, gate_up: Tensor) -> Tensor:
     return ACTIVATIONS[activation](gate).mul_(up)
 
 
+def warm_up_fused(width: int, dtype: torch.dtype) -> None:
+    """Compiles the CPU's fused kernels for a model of this width and type."""
+    _fused().warm_up(width, dtype)
+
+
 @cache
 def _fused() -> ModuleType:
     # Imported on demand: it loads numba, which a GPU server does without.

@@ -77,7 +77,9 @@ class Rows:
         self.top_k[row] = max(sampling.top_k, 0)
         self.top_p[row] = max(sampling.top_p, 1e-30)  # the likeliest token always stays
         self.min_p[row] = sampling.min_p
-        self.seed[row] = (request.seed + sequence.index * 0x9E3779B97F4A7C15) % _TWO_TO_64
+        # An odd constant that is not the one `octavo.engine.sampler.uniforms` steps positions by: siblings would
+        # otherwise draw the same numbers, one position apart.
+        self.seed[row] = (request.seed + sequence.index * 0xD1342543DE82EF95) % _TWO_TO_64
         self.owner[row] = sequence
         sequence.row = row
         return row

@@ -97,7 +97,7 @@ class Service:
             logger.warning("ignored unknown request fields: %s", ", ".join(f"{name[:40]!r}" for name in ignored[:10]))
 
     async def encode_prompt(
-        self, prompt: Prompt, *, add_special_tokens: bool = True, param: str = "prompt"
+        self, prompt: Prompt, *, add_special_tokens: bool = True, param: str = "prompt", size: int = 0
     ) -> list[int]:
         """A prompt's token ids.
 
@@ -105,6 +105,7 @@ class Service:
             prompt: A text, or ids that are checked and returned.
             add_special_tokens: Add what the model wants around a prompt.
             param: The request field that the prompt came in.
+            size: Of all prompts of the request, if there are several; large ones are encoded off the event loop.
 
         Raises:
             InvalidRequestError: An id is not in the vocabulary.
@@ -113,9 +114,15 @@ class Service:
         info = self.engine_info()
         if isinstance(prompt, str):
             self._check_text_length(prompt, info.max_model_len)
-            return await _off_loop_if(len(prompt), partial(self.tokenizer.encode, prompt, add_special_tokens))
+            return await _off_loop_if(
+                max(size, len(prompt)), partial(self.tokenizer.encode, prompt, add_special_tokens)
+            )
         _check_ids(prompt, info.vocab_size, param)
         return prompt
+
+    async def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        """The text of token ids."""
+        return await _off_loop_if(len(ids), partial(self.tokenizer.decode, ids, skip_special_tokens))
 
     async def encode_chat(
         self, messages: Sequence[ChatMessage], *, add_generation_prompt: bool, **variables: Any

@@ -59,6 +59,13 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return out
 
 
+def warm_up(width: int, dtype: torch.dtype) -> None:
+    """Compiles, or loads, the kernels for one row and for many."""
+    for num_rows in (1, -(-2 * _NUMBERS_PER_THREAD // width)):
+        rms_norm(torch.zeros(num_rows, width), torch.ones(width), 1e-6, dtype)
+        silu_mul(torch.zeros(num_rows, 2 * width, dtype=dtype))
+
+
 def _workers(numbers: int) -> int:
     workers = max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, numbers // _NUMBERS_PER_THREAD))
     if workers > 1:
@@ -68,12 +75,13 @@ def _workers(numbers: int) -> int:
 
 @cache
 def _rms_norm_kernel(number: types.Type, parallel: bool):
-    sources = source_key(bits, elementary)
+    # Captured, so that they are part of the key under which numba keeps compiled code: `parallel` by itself is not.
+    key = (source_key(bits, elementary), parallel)
     signature = types.void(number[:, ::1], types.float32[:, ::1], types.float32[::1], types.float32, types.int64)
 
     @njit(signature, parallel=parallel, fastmath=FASTMATH, error_model="numpy", nogil=True, cache=True)
     def kernel(out, x, weight, eps, num_workers):
-        _ = sources  # part of the key under which numba keeps compiled code
+        _ = key
         num_rows, width = x.shape
         for worker in prange(num_workers):
             for row in range(num_rows * worker // num_workers, num_rows * (worker + 1) // num_workers):
@@ -89,12 +97,13 @@ def _rms_norm_kernel(number: types.Type, parallel: bool):
 
 @cache
 def _silu_mul_kernel(number: types.Type, parallel: bool):
-    sources = source_key(bits, elementary)
+    # Captured, so that they are part of the key under which numba keeps compiled code: `parallel` by itself is not.
+    key = (source_key(bits, elementary), parallel)
     signature = types.void(number[:, ::1], number[:, ::1], types.int64)
 
     @njit(signature, parallel=parallel, fastmath=FASTMATH, error_model="numpy", nogil=True, cache=True)
     def kernel(out, gate_up, num_workers):
-        _ = sources
+        _ = key
         num_rows, width = out.shape
         for worker in prange(num_workers):
             for row in range(num_rows * worker // num_workers, num_rows * (worker + 1) // num_workers):

@@ -94,7 +94,7 @@ def _visible(seq_len, window, MIN_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr)
     return first, tl.maximum(tl.cdiv(per_split, MIN_SPLIT) * MIN_SPLIT, MIN_SPLIT)
 
 
-@triton.jit(do_not_specialize=["window"])
+@triton.jit(do_not_specialize=["window", "table_stride"], do_not_specialize_on_alignment=["block_tables", "seq_lens"])
 def _decode_kernel(
     out, partial, lse, q, kv, block_tables, seq_lens, sinks,
     out_stride_seq, out_stride_head, q_stride_seq, q_stride_head,

@@ -82,7 +82,10 @@ def _find_sequence(cu_query_lens, num_seqs, tile, TOKENS: tl.constexpr):
 
 
 # A count that changes from step to step must not compile a variant of its own.
-@triton.jit(do_not_specialize=["num_seqs", "window"])
+@triton.jit(
+    do_not_specialize=["num_seqs", "window", "table_stride"],
+    do_not_specialize_on_alignment=["block_tables", "seq_lens", "cu_query_lens"],
+)
 def _prefill_kernel(
     out, q, kv, block_tables, seq_lens, cu_query_lens, sinks,
     out_stride_token, out_stride_head, q_stride_token, q_stride_head,

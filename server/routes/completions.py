@@ -29,7 +29,9 @@ def completions_router(service: Service) -> APIRouter:
         """Continues one prompt or several."""
         service.check(body)
         sampling = body.sampling()
-        prompts = [await service.encode_prompt(prompt) for prompt in body.prompt]
+        # Many short prompts are as much work as a long one.
+        size = sum(map(len, body.prompt))
+        prompts = [await service.encode_prompt(prompt, size=size) for prompt in body.prompt]
         room = service.engine_info().max_model_len
         batch = service.batch(body, prompts, with_default_limit(sampling, prompts, DEFAULT_MAX_TOKENS, room))
         return await _CompletionAnswer(service.model_name, body, batch, service.tokenizer).respond(request)

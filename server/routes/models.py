@@ -45,7 +45,7 @@ def models_router(service: Service) -> APIRouter:
         """Text of token ids."""
         service.check_model(body.model)
         ids = await service.encode_prompt(body.tokens, param="tokens")
-        return _json(Text(service.tokenizer.decode(ids, body.skip_special_tokens)))
+        return _json(Text(await service.decode(ids, body.skip_special_tokens)))
 
     return router
 

@@ -175,6 +175,8 @@ class CacheConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "block_size", "num_blocks", "memory")
+        if self.num_blocks is not None and self.memory is not None:
+            raise ConfigError("--num-blocks and --kv-cache-memory both set the pool's size; give one of them")
         if self.memory_ratio is not None and not 0 < self.memory_ratio < 1:
             raise ConfigError(f"--memory-ratio must lie between 0 and 1, not {self.memory_ratio}")
 

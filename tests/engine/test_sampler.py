@@ -116,3 +116,20 @@ def test_uniforms_lie_in_the_unit_interval_and_do_not_repeat() -> None:
     assert numbers.max() < 1
     assert len(np.unique(numbers)) == len(numbers)
     assert abs(numbers.mean() - 0.5) < 0.01
+
+
+def test_siblings_do_not_draw_each_others_numbers() -> None:
+    sampling = SamplingParams(n=4, seed=9)
+    prompt = np.array([1], dtype=np.int32)
+    rows = Rows(4, 64)
+    request = Request(0, 0, prompt, sampling, 64, 9, "", 0)
+    for index in range(4):
+        rows.occupy(Sequence(request, index, prompt), 0)
+    positions = np.arange(50, dtype=np.int32)
+    drawn = np.concatenate([uniforms(np.repeat(rows.seed[i], 50), positions) for i in range(4)])
+    assert len(np.unique(drawn)) == 200
+
+
+def test_a_large_top_k_does_not_shrink_the_nucleus() -> None:
+    drawn = draw(torch.zeros(VOCAB), SamplingParams(top_k=900, top_p=0.9), count=600)
+    assert len(set(drawn.tolist())) > 300

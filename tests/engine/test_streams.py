@@ -70,3 +70,21 @@ async def test_dropping_the_last_sequence_ends_the_stream() -> None:
     stream = RequestStream("r", 1)
     stream.drop(0)
     assert await collect(stream) == []
+
+
+async def test_dropping_a_sequence_that_has_ended_leaves_its_siblings_open() -> None:
+    stream = RequestStream("r", 2)
+    stream.end(1, StreamEnd(1, "stop"))
+    stream.drop(1)
+    assert not stream.done
+    stream.push(0, 5)
+    stream.end(0, StreamEnd(0, "length"))
+    assert [(d.index, d.token_ids) for d in await collect(stream)][0] == (0, [5])
+
+
+async def test_an_error_told_for_a_dropped_sequence_ends_the_others() -> None:
+    stream = RequestStream("r", 2)
+    stream.drop(1)
+    stream.end(1, StreamEnd(1, "error", error="bad"))
+    (delta,) = await collect(stream)
+    assert delta.error == "bad"
