@@ -15,6 +15,9 @@ import numpy.typing as npt
 
 from octavo.scheduler.request import NO_ROW, Sequence
 
+# Odd, and not the constant by which `octavo.engine.sampler.uniforms` steps positions: siblings would otherwise draw
+# each other's numbers, one position apart.
+SIBLING_SEED_STEP = 0xD1342543DE82EF95
 _TWO_TO_64 = 1 << 64
 
 
@@ -77,9 +80,7 @@ class Rows:
         self.top_k[row] = max(sampling.top_k, 0)
         self.top_p[row] = max(sampling.top_p, 1e-30)  # the likeliest token always stays
         self.min_p[row] = sampling.min_p
-        # An odd constant that is not the one `octavo.engine.sampler.uniforms` steps positions by: siblings would
-        # otherwise draw the same numbers, one position apart.
-        self.seed[row] = (request.seed + sequence.index * 0xD1342543DE82EF95) % _TWO_TO_64
+        self.seed[row] = (request.seed + sequence.index * SIBLING_SEED_STEP) % _TWO_TO_64
         self.owner[row] = sequence
         sequence.row = row
         return row

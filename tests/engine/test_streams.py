@@ -79,7 +79,7 @@ async def test_dropping_a_sequence_that_has_ended_leaves_its_siblings_open() -> 
     assert not stream.done
     stream.push(0, 5)
     stream.end(0, StreamEnd(0, "length"))
-    assert [(d.index, d.token_ids) for d in await collect(stream)][0] == (0, [5])
+    assert next((d.index, d.token_ids) for d in await collect(stream)) == (0, [5])
 
 
 async def test_an_error_told_for_a_dropped_sequence_ends_the_others() -> None:

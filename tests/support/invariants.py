@@ -7,6 +7,7 @@ from oracle import expected_output
 
 from octavo.block_manager.manager import BlockManager
 from octavo.scheduler.request import NO_ROW, Sequence, SequenceState
+from octavo.scheduler.rows import SIBLING_SEED_STEP
 from octavo.scheduler.sampling import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
 
@@ -59,5 +60,5 @@ def expected(prompt: list[int], sampling: SamplingParams, index: int = 0, max_to
     length = max_tokens or sampling.max_tokens
     assert length is not None
     assert sampling.seed is not None
-    seed = (sampling.seed + index * 0x9E3779B97F4A7C15) % 2**64 % 2**31
+    seed = (sampling.seed + index * SIBLING_SEED_STEP) % 2**64 % 2**31
     return expected_output(prompt, length, VOCAB, seed, None if sampling.ignore_eos else EOS)
