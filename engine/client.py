@@ -16,24 +16,17 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
-import shutil
-import sys
-import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable
-from pathlib import Path
 from typing import Protocol
 
 import msgspec
 import numpy as np
-import zmq
-import zmq.asyncio
 
 import octavo.errors
 from octavo.config import EngineConfig, to_mapping
+from octavo.engine.connection import EngineProcess
 from octavo.engine.messages import (
-    ALIVE_SUFFIX,
     AbortRequests,
     AddRequest,
     CheckIntegrity,
@@ -42,34 +35,27 @@ from octavo.engine.messages import (
     EngineStats,
     FromEngine,
     IntegrityReport,
-    LoadProgress,
     Rejected,
     SequenceDelta,
-    Shutdown,
     Start,
-    StartFailed,
     StepOutput,
-    ToEngine,
 )
 from octavo.engine.prepare import PreparedModel
 from octavo.engine.streams import RequestStream
-from octavo.engine.threads import bound_spinning
 from octavo.errors import (
     EngineDeadError,
     EngineUnavailableError,
     NeverFitsError,
     OctavoError,
     QueueFullError,
-    SetupError,
 )
 from octavo.scheduler.request import split_stream
 
 log = logging.getLogger(__name__)
 
-# Heartbeats come five times a second. One second without makes the engine "silent", which only costs readiness;
-# it is killed after much longer, since a machine that swaps or sleeps recovers by itself.
+# Heartbeats come five times a second. Seconds without one make the engine "silent", which only costs readiness;
+# `octavo.engine.connection` gives up on it much later, since a machine that swaps or sleeps recovers by itself.
 SILENT_AFTER = 1.0
-KILLED_AFTER = 15  # looks, one a second
 STALLED_AFTER = 60.0
 
 _FIRST_BACKOFF = 0.5
@@ -145,7 +131,7 @@ class ProcessEngineClient:
         self._stats = EngineStats()
         self._status = "loading"
         self._restarts = 0
-        self._engine: _EngineProcess | None = None
+        self._engine: EngineProcess | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._last_progress = time.monotonic()
 
@@ -239,7 +225,7 @@ class ProcessEngineClient:
     # ── the engine's life ─────────────────────────────────────────────────────────────────────────────────
 
     async def _launch(self, on_progress: Callable[[str], None]) -> EngineInfo:
-        self._engine = await _EngineProcess.spawn(self._start)
+        self._engine = await EngineProcess.spawn(self._start)
         try:
             self._info = await self._engine.wait_ready(on_progress)
         except BaseException:
@@ -333,159 +319,3 @@ def _rejection(message: Rejected) -> OctavoError:
         error: OctavoError = kind(message.message, param=message.param)
         return error
     return octavo.errors.RequestFailedError(message.message)
-
-
-class _EngineProcess:
-    """One engine process and the two sockets to it."""
-
-    def __init__(
-        self,
-        process: asyncio.subprocess.Process,
-        folder: Path,
-        context: zmq.asyncio.Context,
-        socket: zmq.asyncio.Socket,
-        alive: zmq.asyncio.Socket,
-    ) -> None:
-        self._process = process
-        self._folder = folder
-        self._context = context
-        self._socket = socket
-        self._alive = alive
-        self._decoder = msgspec.msgpack.Decoder(FromEngine)
-        self._last_beat = time.monotonic()
-
-    @classmethod
-    async def spawn(cls, start: Start) -> _EngineProcess:
-        """Starts the process and tells it what to load."""
-        # A fresh folder that only this user can enter: nobody else can connect.
-        folder = Path(tempfile.mkdtemp(prefix="octavo-"))
-        context = zmq.asyncio.Context()
-        try:
-            return await cls._spawn_at(f"ipc://{folder}/engine", folder, context, start)
-        except BaseException as error:
-            context.destroy(linger=0)
-            shutil.rmtree(folder, ignore_errors=True)
-            if isinstance(error, OSError):
-                raise SetupError(f"the engine process could not be started: {error}") from error
-            raise
-
-    @classmethod
-    async def _spawn_at(cls, endpoint: str, folder: Path, context: zmq.asyncio.Context, start: Start) -> _EngineProcess:
-        socket, alive = context.socket(zmq.PAIR), context.socket(zmq.PULL)
-        socket.bind(endpoint)
-        alive.bind(endpoint + ALIVE_SUFFIX)
-        environment = dict(os.environ)
-        bound_spinning(environment)
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "octavo.engine.process", endpoint, str(os.getpid())),
-            stdin=asyncio.subprocess.DEVNULL,
-            env=environment,
-            # Signals to the terminal or to the process group are the front end's to handle: it drains first.
-            start_new_session=True,
-        )
-        engine = cls(process, folder, context, socket, alive)
-        engine.send(start)
-        return engine
-
-    @property
-    def pid(self) -> int:
-        """The process id."""
-        return self._process.pid
-
-    @property
-    def silence(self) -> float:
-        """Seconds since the last heartbeat."""
-        return time.monotonic() - self._last_beat
-
-    def send(self, message: Start | ToEngine) -> None:
-        """Sends without waiting: the queue to the engine is unbounded, the number of requests is not."""
-        self._socket.send(msgspec.msgpack.encode(message))
-
-    async def wait_ready(self, on_progress: Callable[[str], None]) -> EngineInfo:
-        """Waits until the model is loaded.
-
-        Raises:
-            SetupError: The engine said why it cannot start, or ended without a word.
-        """
-        ended = asyncio.create_task(self._process.wait())
-        try:
-            while True:
-                message = await self._receive_or(ended)
-                match message:
-                    case EngineInfo():
-                        return message
-                    case LoadProgress():
-                        on_progress(message.text)
-                    case StartFailed():
-                        raise getattr(octavo.errors, message.kind)(message.message)
-                    case None:
-                        raise SetupError(f"the engine process ended while loading ({self._exit_words()})")
-        finally:
-            ended.cancel()
-
-    async def listen(self, handle: Callable[[FromEngine], None]) -> str:
-        """Passes on messages until the engine has ended; returns how."""
-        self._last_beat = time.monotonic()
-        tasks = {
-            asyncio.create_task(self._process.wait()),
-            asyncio.create_task(self._pass_on(handle)),
-            asyncio.create_task(self._watch_heart()),
-        }
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if self._process.returncode is None:
-                self._process.kill()
-                await self._process.wait()
-                return f"silent for {self.silence:.0f} s, so it was killed"
-            return self._exit_words()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def close(self) -> None:
-        """Ends the process, politely first, and removes its sockets."""
-        if self._process.returncode is None:
-            self.send(Shutdown())
-            try:
-                await asyncio.wait_for(self._process.wait(), timeout=2.0)
-            except TimeoutError:
-                self._process.kill()
-                await self._process.wait()
-        self._context.destroy(linger=0)
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    async def _receive_or(self, ended: asyncio.Task[int]) -> FromEngine | None:
-        """The next message; None if the process ended and left none."""
-        incoming = asyncio.ensure_future(self._socket.recv())
-        await asyncio.wait({incoming, ended}, return_when=asyncio.FIRST_COMPLETED)
-        if not incoming.done():
-            # Its last words may still be on their way.
-            await asyncio.wait({incoming}, timeout=0.2)
-        if incoming.done():
-            message: FromEngine = self._decoder.decode(incoming.result())
-            return message
-        incoming.cancel()
-        return None
-
-    async def _pass_on(self, handle: Callable[[FromEngine], None]) -> None:
-        while True:
-            try:
-                handle(self._decoder.decode(await self._socket.recv()))
-            except (msgspec.MsgspecError, ValueError, LookupError):
-                log.exception("a message from the engine could not be handled")
-
-    async def _watch_heart(self) -> None:
-        # Counts looks, not seconds: after a pause of this very process the beats are there and only have to be read.
-        misses = 0
-        while misses < KILLED_AFTER:
-            if await self._alive.poll(timeout=1000):
-                await self._alive.recv()
-                self._last_beat = time.monotonic()
-                misses = 0
-            else:
-                misses += 1
-
-    def _exit_words(self) -> str:
-        code = self._process.returncode
-        return f"killed by signal {-code}" if code is not None and code < 0 else f"exit status {code}"
