@@ -44,9 +44,5 @@ def prepare_model(config: EngineConfig, progress: Callable[[str], None] = lambda
     if config.execution.device == "cpu" or (config.execution.device == "auto" and not _GPU_DRIVER.exists()):
         # A GPU's memory is measured by the engine; asking for it takes torch.
         weights = shape.num_parameters * SERVED_DTYPES[shape.served_dtype(config.model.dtype)]
-        _check_memory(config, shape, free_host_memory() - weights)
+        plan_pool(config, shape, free=free_host_memory() - weights, device="cpu")
     return PreparedModel(found.path, found.name)
-
-
-def _check_memory(config: EngineConfig, shape: ModelShape, free: int) -> None:
-    plan_pool(config, shape, free=free, device="cpu")

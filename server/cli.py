@@ -12,11 +12,11 @@ import argparse
 import difflib
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import Field, fields
+from dataclasses import Field
 from importlib.metadata import version
 from typing import Any, NoReturn
 
-from octavo.config import DEFAULT_MODEL, EngineConfig, ServerConfig, flag_of, options
+from octavo.config import DEFAULT_MODEL, EngineConfig, ServerConfig, flag_of, options, take_known
 from octavo.errors import ConfigError, SetupError
 from octavo.server.console import Narrator
 from octavo.server.serve import serve
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     values = vars(known)
     values.pop("command")
     try:
-        server_config = ServerConfig(**_take(ServerConfig, values))
+        server_config = take_known(ServerConfig, values)
         engine_config = EngineConfig.of(**values)
     except ConfigError as error:
         parser.error(str(error))
@@ -46,10 +46,6 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         sys.exit(SETUP_ERROR)
     except KeyboardInterrupt:
         sys.exit(128 + 2)
-
-
-def _take(section: type, values: dict[str, Any]) -> dict[str, Any]:
-    return {spec.name: values.pop(spec.name) for spec in fields(section) if spec.name in values}
 
 
 class _Parser(argparse.ArgumentParser):

@@ -6,6 +6,12 @@ from typing import Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
+from starlette.responses import Response
+
+
+def json_response(data: msgspec.Struct | dict[str, str]) -> Response:
+    """A whole answer, encoded."""
+    return Response(msgspec.json.encode(data), media_type="application/json")
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-import msgspec
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.responses import Response
 
 from octavo.errors import EngineUnavailableError
+from octavo.server.responses import json_response
 from octavo.server.service import Service
 
 
@@ -20,19 +20,19 @@ def health_router(service: Service) -> APIRouter:
     @router.get("/health")
     async def health() -> Response:
         """This process is alive."""
-        return _json({"status": "alive"})
+        return json_response({"status": "alive"})
 
     @router.get("/ready")
     async def ready() -> Response:
         """200 when requests are served, 503 with the reason when they are not."""
         if not service.ready:
             raise EngineUnavailableError(f"not ready: {service.status}")
-        return _json({"status": service.status})
+        return json_response({"status": service.status})
 
     @router.get("/version")
     async def octavo_version() -> Response:
         """Octavo's version."""
-        return _json({"version": version("octavo")})
+        return json_response({"version": version("octavo")})
 
     @router.get("/metrics")
     async def metrics() -> Response:
@@ -40,7 +40,3 @@ def health_router(service: Service) -> APIRouter:
         return Response(service.metrics.render(), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
 
     return router
-
-
-def _json(data: dict[str, str]) -> Response:
-    return Response(msgspec.json.encode(data), media_type="application/json")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import msgspec
 from fastapi import APIRouter
 from starlette.responses import Response
 
 from octavo.errors import InvalidRequestError
 from octavo.server.protocol import DetokenizeRequest, TokenizeRequest
-from octavo.server.responses import ModelCard, ModelList, Text, Tokens
+from octavo.server.responses import ModelCard, ModelList, Text, Tokens, json_response
 from octavo.server.service import Service
 from octavo.server.strict_json import StrictJsonRoute
 
@@ -25,27 +24,27 @@ def models_router(service: Service) -> APIRouter:
     @router.get("/v1/models")
     async def list_models() -> Response:
         """The one model of this server."""
-        return _json(ModelList([card()]))
+        return json_response(ModelList([card()]))
 
     @router.get("/v1/models/{name:path}")
     async def get_model(name: str) -> Response:
         """One model by name."""
         service.check_model(name)
-        return _json(card())
+        return json_response(card())
 
     @router.post("/tokenize")
     async def tokenize(body: TokenizeRequest) -> Response:
         """Token ids of a prompt, or of a conversation."""
         service.check_model(body.model)
         ids = await _ids(service, body)
-        return _json(Tokens(len(ids), service.engine_info().max_model_len, ids))
+        return json_response(Tokens(len(ids), service.engine_info().max_model_len, ids))
 
     @router.post("/detokenize")
     async def detokenize(body: DetokenizeRequest) -> Response:
         """Text of token ids."""
         service.check_model(body.model)
         ids = await service.encode_prompt(body.tokens, param="tokens")
-        return _json(Text(await service.decode(ids, body.skip_special_tokens)))
+        return json_response(Text(await service.decode(ids, body.skip_special_tokens)))
 
     return router
 
@@ -56,7 +55,3 @@ async def _ids(service: Service, body: TokenizeRequest) -> list[int]:
     if body.prompt is not None and body.messages is None:
         return await service.encode_prompt(body.prompt, add_special_tokens=body.add_special_tokens)
     raise InvalidRequestError("send either prompt or messages", param="prompt")
-
-
-def _json(data: msgspec.Struct) -> Response:
-    return Response(msgspec.json.encode(data), media_type="application/json")
