@@ -1,45 +1,128 @@
-"""BlockManager: the block tables of all running sequences over one pool.
+"""BlockManager: the block tables of all running sequences over one pool, and the tiers below it.
 
 Sequences are known by their row only. A row's life:
 
     match_prefix ─► reserve ─► publish … grow … publish ─► release
-                       └─► fork ─► make_writable …
+                       │ ▲  └─► fork ─► make_writable …
+              swap_out ▼ │ match_prefix, reserve
+                    SwappedBlocks
 
 "Published" blocks are complete and indexed for reuse. They are published when a step that fills them is
 *scheduled*: within a step every layer writes all K/V before it attends, so a request admitted in the same step
-can share them already. If that step fails, `retract` takes the promise back.
+can share them already. If that step fails, `retract` takes the promise back. A prefix is looked up on the device
+first, and goes on in the lower tiers:
+
+    tokens   [ ···block··· | ···block··· | ···block··· | ···block··· | ···  ]
+               device 7      device 31     host 4        disk 9        to be computed
 """
 
 from __future__ import annotations
 
+import enum
+import time
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from octavo.block_manager.free_list import NULL_BLOCK
-from octavo.block_manager.hashing import ChainHash, chain_hash
+from octavo.block_manager.hashing import ChainHash, chain_hash, root_content
+from octavo.block_manager.pins import Pin, Pins
 from octavo.block_manager.pool import BlockPool
+from octavo.block_manager.prefix_cache import PrefixCache
+from octavo.block_manager.quota import Quota
 from octavo.block_manager.table import BlockTables
+from octavo.block_manager.tiers import Place, Tier, Tiers, Transfer
 
 Tokens = npt.NDArray[np.int32]
 
+# Other tenants' and salts' namespaces that are searched to explain why a prompt's first block was not found.
+_OTHER_SALTS = 8
+
 
 class PrefixMatch(NamedTuple):
-    """The longest cached beginning of some tokens.
+    """The longest beginning of some tokens whose KV lies somewhere.
 
     Attributes:
-        blocks: The cached blocks, in order. Nobody has taken them yet.
+        blocks: The device blocks, in order. Nobody has taken them yet.
         idle: How many of them have no owner; sharing those uses up available blocks.
         namespace: The namespace that the look-up was made in.
+        below: The blocks of lower tiers that follow, in order.
+        num_tokens: Tokens that all of them hold.
+        private: What lies below may have been invalidated since it was swapped out: nobody else may find it.
     """
 
     blocks: list[int]
     idle: int
     namespace: int
+    below: list[Place]
+    num_tokens: int
+    private: bool = False
+
+
+class SwappedBlocks(NamedTuple):
+    """What a swapped-out sequence comes back for.
+
+    Attributes:
+        places: Per block, where its copy is held; None for a block that others still used on the device.
+        num_tokens: Tokens whose KV the blocks hold.
+        epoch: How often something of its tenant had been invalidated; -1 if that was already true of this KV.
+    """
+
+    places: tuple[Place | None, ...]
+    num_tokens: int
+    epoch: int = 0
+
+    @property
+    def held(self) -> list[Place]:
+        """The copies, a sequence's tail first."""
+        return [place for place in reversed(self.places) if place is not None]
+
+
+class MissReason(enum.StrEnum):
+    """Why the block after a prefix hit was not found."""
+
+    SHORTER_THAN_A_BLOCK = "shorter_than_a_block"  # nothing was missed: the rest fills no block, or must be computed
+    NEVER_SEEN = "never_seen"
+    EVICTED = "evicted"
+    OTHER_SALT = "other_salt"
+    CACHE_OFF = "cache_off"
+
+
+class Miss(NamedTuple):
+    """A reason, and how many seconds ago the block was evicted if that is the reason."""
+
+    reason: MissReason
+    seconds_ago: float | None = None
+
+
+class EvictionHistory:
+    """Remembers the latest evictions by the blocks' hashes, to explain misses.
+
+    Args:
+        clock: Seconds.
+    """
+
+    _CAPACITY = 16_384
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._times: dict[int, float] = {}  # oldest first
+
+    def add(self, key: int) -> None:
+        """Notes that a block of this hash is evicted now."""
+        self._times.pop(key, None)
+        self._times[key] = self._clock()
+        if len(self._times) > self._CAPACITY:
+            del self._times[next(iter(self._times))]
+
+    def seconds_since(self, key: int) -> float | None:
+        """How long ago a block of this hash was evicted; None if that is not remembered."""
+        evicted = self._times.get(key)
+        return None if evicted is None else self._clock() - evicted
 
 
 class BlockCopy(NamedTuple):
@@ -58,6 +141,10 @@ class BlockManager:
         num_rows: Sequences that can own blocks at the same time.
         max_blocks_per_row: Blocks that one sequence can own.
         prefix_caching: Whether full blocks are published for reuse.
+        tiers: The blocks below the device; None for none.
+        floors, ceilings: Of each tenant; see `octavo.block_manager.quota.Quota`.
+        pin_budget: Blocks that may be pinned at the same time.
+        clock: Seconds, for telling when a block was evicted.
         hasher: Replaces the content hash, for tests.
     """
 
@@ -69,79 +156,185 @@ class BlockManager:
         num_rows: int,
         max_blocks_per_row: int,
         prefix_caching: bool = True,
+        tiers: Tiers | None = None,
+        floors: Sequence[int] = (0,),
+        ceilings: Sequence[int | None] = (None,),
+        pin_budget: int = 0,
+        clock: Callable[[], float] = time.monotonic,
         hasher: ChainHash = chain_hash,
     ) -> None:
-        self.pool = BlockPool(num_blocks, block_size, hasher)
+        self.tiers = tiers if tiers is not None else Tiers()
+        self.cache = PrefixCache(num_blocks, block_size, hasher)
+        self.pool = BlockPool(num_blocks, self.cache, self._on_evict)
+        self.evicted = EvictionHistory(clock)
+        self.quota = Quota(num_blocks, floors, ceilings)
+        self.pins = Pins(pin_budget)
         self.tables = BlockTables(num_rows, max_blocks_per_row)
         self.block_size = block_size
         self.prefix_caching = prefix_caching
         self.copies = 0
         self.deduplicated = 0
         self.prefix_queries = 0
-        self.prefix_hits = 0
+        self.prefix_hits: Counter[Tier] = Counter()
         self._published = array("i", bytes(4 * num_rows))  # per row: its leading blocks that are indexed
         self._namespace = array("i", bytes(4 * num_rows))
+        self._tenant = array("i", bytes(4 * num_rows))
+        self._epochs = Counter[int]()  # tenant -> how often something of it was invalidated
+        self._private: set[int] = set()  # rows that publish nothing more: what they began with was invalidated
         self._duplicates: set[int] = set()  # rows whose next block to publish is already someone else's
 
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that hold this many tokens."""
         return -(-num_tokens // self.block_size)
 
-    @property
-    def max_tokens(self) -> int:
+    def max_tokens(self, tenant: int = 0) -> int:
         """The most tokens that one sequence can ever keep in the pool: more is an answer of "never"."""
         num_columns: int = self.tables.ids.shape[1]
-        return min(self.pool.num_blocks, num_columns) * self.block_size
+        return min(self.quota.capacity(tenant), num_columns) * self.block_size
 
-    def match_prefix(self, tokens: Tokens, salt: str = "") -> PrefixMatch:
-        """Finds the longest cached prefix, in whole blocks, leaving at least one token to compute.
+    def room(self, tenant: int = 0) -> int:
+        """Blocks that a tenant can take now."""
+        return self.quota.room(tenant, self.pool.available)
+
+    # ── prefixes ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def match_prefix(
+        self, tokens: Tokens, salt: str = "", tenant: int = 0, swapped: SwappedBlocks | None = None
+    ) -> PrefixMatch:
+        """Finds the longest beginning whose KV lies somewhere, leaving at least one token to compute.
 
         Args:
             tokens: int32 ``[num_tokens]``.
-            salt: Requests with different salts never see each other's blocks.
+            salt: Requests with different salts, or of different tenants, never see each other's blocks.
+            swapped: What the sequence was swapped out with, a partial last block included.
         """
-        namespace = self.pool.cache.namespaces.id_of(salt)
-        blocks: list[int] = []
-        if not self.prefix_caching:
-            return PrefixMatch(blocks, 0, namespace)
-        parent, idle = namespace, 0
-        size, width = self.block_size, 4 * self.block_size
+        namespace = self.cache.namespaces.id_of((tenant, salt))
+        limit = (len(tokens) - 1) // self.block_size
         content = tokens.tobytes()
-        for index in range((len(tokens) - 1) // size):
-            block = self.pool.cache.find(parent, content[index * width : (index + 1) * width])
+        blocks, idle = self._match_device(content, namespace, limit) if self.prefix_caching else ([], 0)
+        if swapped is not None:
+            below = self._match_swapped(content, namespace, blocks, swapped)
+        elif self.tiers and self.prefix_caching and len(blocks) < limit:
+            below = self._match_below(content, namespace, blocks, limit)
+        else:
+            below = []
+        found = len(blocks) + len(below)
+        if swapped is None or not below:
+            return PrefixMatch(blocks, idle, namespace, below, found * self.block_size)
+        # The tail need not be full.
+        num_tokens = swapped.num_tokens if found == len(swapped.places) else found * self.block_size
+        return PrefixMatch(blocks, idle, namespace, below, num_tokens, private=swapped.epoch != self._epochs[tenant])
+
+    def _match_device(self, content: bytes, namespace: int, limit: int) -> tuple[list[int], int]:
+        blocks: list[int] = []
+        parent, idle, width = namespace, 0, 4 * self.block_size
+        for index in range(limit):
+            block = self.cache.find(parent, content[index * width : (index + 1) * width])
             if not block:
                 break
             idle += self.pool.owners(block) == 0
             blocks.append(block)
             parent = block
-        return PrefixMatch(blocks, idle, namespace)
+        return blocks, idle
 
-    def shortfall(self, match: PrefixMatch, num_tokens: int, keep_free: int = 0) -> int:
+    def _match_below(self, content: bytes, namespace: int, blocks: list[int], limit: int) -> list[Place]:
+        """What follows the device's blocks in tiers that it is worth coming back from."""
+        below: list[Place] = []
+        width = 4 * self.block_size
+        name = self.cache.content_of(blocks[-1] if blocks else namespace)
+        for index in range(len(blocks), limit):
+            name = name.followed_by(content[index * width : (index + 1) * width])
+            place = self.tiers.find(name.digest)
+            if place is None or place.tier not in self.tiers.worthwhile:
+                break
+            below.append(place)
+        return below
+
+    def _match_swapped(self, content: bytes, namespace: int, blocks: list[int], swapped: SwappedBlocks) -> list[Place]:
+        """The sequence's own copies; for blocks that others used on the device and gave up since, what sank."""
+        below: list[Place] = []
+        width = 4 * self.block_size
+        name = self.cache.content_of(blocks[-1] if blocks else namespace)
+        for index in range(len(blocks), len(swapped.places)):
+            name = name.followed_by(content[index * width : (index + 1) * width])
+            place = swapped.places[index] or self.tiers.find(name.digest)
+            if place is None:
+                break
+            below.append(place)
+        return below
+
+    def explain_miss(self, tokens: Tokens, match: PrefixMatch) -> Miss:
+        """Why a look-up found no more than it did."""
+        size, found = self.block_size, len(match.blocks) + len(match.below)
+        if found >= (len(tokens) - 1) // size:
+            return Miss(MissReason.SHORTER_THAN_A_BLOCK)
+        if not self.prefix_caching:
+            return Miss(MissReason.CACHE_OFF)
+        first = tokens[:size].tobytes()
+        key = self.cache.chain_key(match.namespace, tokens[: (found + 1) * size].tobytes())
+        if (seconds := self.evicted.seconds_since(key)) is not None:
+            return Miss(MissReason.EVICTED, seconds)
+        others = self.cache.namespaces.others(match.namespace, _OTHER_SALTS) if not found else []
+        if any(self.cache.find(other, first) for other in others):
+            return Miss(MissReason.OTHER_SALT)
+        return Miss(MissReason.NEVER_SEEN)
+
+    def needed(self, match: PrefixMatch, num_tokens: int) -> int:
+        """Available blocks that `reserve` uses up."""
+        return self.blocks_for(num_tokens) - len(match.blocks) + match.idle
+
+    def shortfall(self, match: PrefixMatch, num_tokens: int, keep_free: int = 0, tenant: int = 0) -> int:
         """Blocks that are missing for `reserve` to succeed and leave ``keep_free`` blocks; 0 if none are."""
-        needed = self.blocks_for(num_tokens) - len(match.blocks) + match.idle + keep_free
-        return max(0, needed - self.pool.available)
+        return self.quota.missing(tenant, self.needed(match, num_tokens), self.pool.available - keep_free)
 
-    def reserve(self, row: int, match: PrefixMatch, num_tokens: int) -> None:
-        """Gives an empty row its matched blocks, and new ones for the rest of ``num_tokens``.
+    def reserve(self, row: int, match: PrefixMatch, tokens: Tokens, tenant: int = 0) -> None:
+        """Gives an empty row its matched blocks, and new ones for the rest of its tokens.
 
         The caller has seen `shortfall` return 0. A request's whole known length is reserved at once, so no two
         half-admitted requests can wait for each other.
+
+        Args:
+            tokens: int32 ``[num_tokens]``, what was matched.
         """
         assert self.tables.lengths[row] == 0, f"row {row} is in use"
         # Matched blocks first: they might be the very ones that taking new blocks would evict.
         for block in match.blocks:
             self.pool.share(block)
-        fresh = self.pool.take_many(self.blocks_for(num_tokens) - len(match.blocks))
+        for place in match.below:
+            self.tiers.hold(place)
+        fresh = self.pool.take_many(self.blocks_for(len(tokens)) - len(match.blocks))
         self.tables.extend(row, match.blocks + fresh)
         self._published[row] = len(match.blocks)
         self._namespace[row] = match.namespace
+        self._tenant[row] = tenant
+        self.quota.charge(tenant, match.idle + len(fresh))
+        if match.below:
+            self._promote(row, match, tokens)
         if self.prefix_caching:
-            self.prefix_queries += num_tokens
-            self.prefix_hits += len(match.blocks) * self.block_size
+            self.prefix_queries += len(tokens)
+            self._count_hits(match)
+
+    def _promote(self, row: int, match: PrefixMatch, tokens: Tokens) -> None:
+        """Plans the copies that bring what lies below into the row's new blocks, which are indexed at once."""
+        first, last = len(match.blocks), len(match.blocks) + len(match.below)
+        for place, block in zip(match.below, self.tables.ids[row, first:last].tolist(), strict=True):
+            self.tiers.fetch(place, block)
+        self.tiers.drop(reversed(match.below))
+        if match.private:
+            self._private.add(row)
+        elif self.prefix_caching:
+            twin = self._publish_run(row, tokens, match.num_tokens // self.block_size)
+            assert not twin, f"block {twin} holds what was looked for below the device"
+
+    def _count_hits(self, match: PrefixMatch) -> None:
+        self.prefix_hits[Tier.DEVICE] += len(match.blocks) * self.block_size
+        for index, place in enumerate(match.below, len(match.blocks)):
+            self.prefix_hits[place.tier] += min(self.block_size, match.num_tokens - index * self.block_size)
 
     def grow(self, row: int) -> None:
-        """Appends one block to a row; the caller has checked `BlockPool.available`."""
+        """Appends one block to a row; the caller has checked `room`."""
         self.tables.extend(row, [self.pool.take()])
+        self.quota.charge(self._tenant[row], 1)
 
     def fork(self, source: int, target: int) -> None:
         """Makes an empty row share all blocks of another, a last partial one included."""
@@ -152,8 +345,10 @@ class BlockManager:
         self.tables.extend(target, blocks)
         self._published[target] = self._published[source]
         self._namespace[target] = self._namespace[source]
-        if source in self._duplicates:
-            self._duplicates.add(target)
+        self._tenant[target] = self._tenant[source]
+        for marked in (self._duplicates, self._private):
+            if source in marked:
+                marked.add(target)
 
     def copies_needed(self, writes: Iterable[tuple[int, int]]) -> int:
         """Blocks that `make_writable` takes for all of these (row, position) together.
@@ -166,7 +361,7 @@ class BlockManager:
     def make_writable(self, row: int, position: int) -> BlockCopy | None:
         """Makes sure that the row alone owns the block of a position (copy-on-write).
 
-        The caller has checked `copies_needed` against `BlockPool.available`.
+        The caller has checked `copies_needed` against `room`.
 
         Returns:
             The copy of KV that has to run before anything is written in this step; None if none is needed.
@@ -178,6 +373,7 @@ class BlockManager:
         destination = self.pool.take()
         self.tables.ids[row, index] = destination
         self.pool.release((source,))
+        self.quota.charge(self._tenant[row], 1)
         self.copies += 1
         return BlockCopy(source, destination)
 
@@ -190,7 +386,7 @@ class BlockManager:
         Args:
             tokens: int32, the sequence's tokens, at least ``num_computed`` of them.
         """
-        if not self.prefix_caching:
+        if not self.prefix_caching or row in self._private:
             return
         if self._publish_run(row, tokens, num_computed // self.block_size):
             self._duplicates.add(row)
@@ -203,9 +399,10 @@ class BlockManager:
         while twin := self._publish_run(row, tokens, num_computed // self.block_size):
             index = self._published[row]
             mine = int(self.tables.ids[row, index])
+            idle = self.pool.owners(twin) == 0
             self.pool.share(twin)
             self.tables.ids[row, index] = twin
-            self.pool.release((mine,))
+            self.quota.charge(self._tenant[row], idle - self.pool.release((mine,)))
             self._published[row] = index + 1
             self.deduplicated += 1
 
@@ -218,52 +415,210 @@ class BlockManager:
         """Takes back what was published past ``num_computed`` tokens: the step that should fill it failed."""
         for index in range(num_computed // self.block_size, self._published[row]):
             block = int(self.tables.ids[row, index])
-            if block in self.pool.cache:
+            if block in self.cache:
                 self.pool.forget(block)
         self._published[row] = min(self._published[row], num_computed // self.block_size)
         self._duplicates.discard(row)
 
+    def retract_orphans(self, rows: Sequence[int]) -> None:
+        """After `retract` of other rows: takes back what these rows had published after blocks that are forgotten.
+
+        A row that was let in with a failed step may have promoted blocks that follow what another was to compute.
+        """
+        retracted = True
+        while retracted:
+            retracted = False
+            for row in rows:
+                published = self.tables.ids[row, : self._published[row]].tolist()
+                lost = next((index for index, block in enumerate(published) if block not in self.cache), None)
+                if lost is not None:
+                    self.retract(row, lost * self.block_size)
+                    retracted = True
+
     def release(self, row: int) -> None:
         """Empties a row. Its published blocks stay cached until they are needed, tails given up before heads."""
-        self.pool.release(reversed(self.tables.clear(row)))
+        freed = self.pool.release(reversed(self.tables.clear(row)))
+        self.quota.charge(self._tenant[row], -freed)
         self._published[row] = 0
         self._duplicates.discard(row)
+        self._private.discard(row)
 
-    def check_integrity(self) -> list[str]:
-        """Every invariant that does not hold, in words; an empty list is good news. O(num_blocks)."""
-        problems = self.pool.check()
+    # ── swapping ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def exclusive_blocks(self, rows: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+        """Per row, the blocks that releasing it would make available: int64 ``[num_rows]``."""
+        longest = int(self.tables.lengths[rows].max(initial=0))
+        ids = self.tables.ids[rows, :longest]
+        counts: npt.NDArray[np.int64] = (self.pool.reference_counts[ids] == 1).sum(axis=1)
+        return counts
+
+    def swap_out(self, row: int, num_computed: int) -> SwappedBlocks | None:
+        """Plans to copy a row's blocks to the tiers below and holds the copies there; `release` the row afterwards.
+
+        Blocks that others use stay where they are, and what lies below already is not copied again.
+
+        Args:
+            num_computed: Tokens whose KV the row holds.
+
+        Returns:
+            What to give to `match_prefix` when the sequence comes back; None, with nothing done, if the tiers
+            below have no room.
+        """
+        sources = self.tables.blocks(row)[: self.blocks_for(num_computed)]
+        shared = [self.pool.owners(block) > 1 for block in sources]
+        names = [self.cache.content_of(b) if i < self._published[row] else None for i, b in enumerate(sources)]
+        known = [
+            self.tiers.find(name.digest) if name is not None and not used else None
+            for name, used in zip(names, shared, strict=True)
+        ]
+        uses_room = [place is None or self.tiers.is_idle(place) for place in known]
+        if sum(room and not used for room, used in zip(uses_room, shared, strict=True)) > self.tiers.room:
+            return None
+        # What is there already is held first: storing the rest might give it up.
+        for place in known:
+            if place is not None:
+                self.tiers.hold(place)
+        places = [
+            None if used else place or self.tiers.store(block, name)
+            for block, name, used, place in zip(sources, names, shared, known, strict=True)
+        ]
+        epoch = -1 if row in self._private else self._epochs[self._tenant[row]]
+        return SwappedBlocks(tuple(places), num_computed, epoch)
+
+    def drop_swapped(self, swapped: SwappedBlocks) -> None:
+        """Ends the holding of a swapped-out sequence's copies; those with a content name stay cached."""
+        self.tiers.drop(swapped.held)
+
+    def take_transfers(self) -> tuple[Transfer, ...]:
+        """The copies between tiers planned since the last call; they come before everything else in a step."""
+        return self.tiers.take_planned()
+
+    def _on_evict(self, block: int) -> None:
+        self.evicted.add(self.cache.key_of(block))
+        if self.tiers.worthwhile:
+            self.tiers.sink(Tier.DEVICE, block, self.cache.content_of(block))
+
+    # ── pins and invalidation ─────────────────────────────────────────────────────────────────────────────
+
+    def find_pinnable(self, tokens: Tokens, salt: str = "", tenant: int = 0) -> tuple[list[int], int]:
+        """The device blocks of all full blocks of some tokens, as far as they are cached, and their namespace."""
+        namespace = self.cache.namespaces.id_of((tenant, salt))
+        blocks, _ = self._match_device(tokens.tobytes(), namespace, len(tokens) // self.block_size)
+        return blocks, namespace
+
+    def pin(self, blocks: Sequence[int], namespace: int, tenant: int, expires: float) -> Pin:
+        """Makes a pin one more owner of cached blocks; the caller has checked `Pins.missing` and `room`."""
+        idle = sum(self.pool.owners(block) == 0 for block in blocks)
+        for block in blocks:
+            self.pool.share(block)
+        self.quota.charge(tenant, idle)
+        return self.pins.add(blocks, namespace, tenant, expires)
+
+    def unpin(self, pin: Pin) -> None:
+        """Drops a pin; its blocks stay cached until they are needed."""
+        self.pins.remove(pin)
+        self.quota.charge(pin.tenant, -self.pool.release(reversed(pin.blocks)))
+
+    def invalidate_namespaces(self, tenant: int, salt: str | None = None) -> int:
+        """Forgets all that is cached for a tenant, or for one of its salts, in every tier.
+
+        Running sequences go on with the blocks they have and publish no more; nor do swapped-out ones, whichever of the
+        tenant's they are, when they come back for their copies. Pins are dropped.
+
+        Returns:
+            Blocks forgotten.
+        """
+        forgotten = 0
+        self._epochs[tenant] += 1
+        for namespace, key in self.cache.namespaces.matching(tenant, salt):
+            for pin in [pin for pin in self.pins.listed() if pin.namespace == namespace]:
+                self.unpin(pin)
+            forgotten += self._forget_device(self.cache.descendants(namespace))
+            forgotten += self.tiers.forget_namespace(namespace)
+            self._make_private(row for row in self._held_rows() if self._namespace[row] == namespace)
+            self.cache.namespaces.renew(key)
+        return forgotten
+
+    def invalidate_prefix(self, tokens: Tokens, salt: str = "", tenant: int = 0) -> int:
+        """Forgets the last full block of some tokens and all that follows it, in every tier.
+
+        Sequences and pins that begin with these tokens are treated as by `invalidate_namespaces`.
+
+        Returns:
+            Blocks forgotten.
+        """
+        namespace = self.cache.namespaces.id_of((tenant, salt))
+        count = len(tokens) // self.block_size
+        if not count:
+            return 0
+        self._epochs[tenant] += 1
+        name, width, content = root_content(namespace), 4 * self.block_size, tokens.tobytes()
+        for index in range(count):
+            name = name.followed_by(content[index * width : (index + 1) * width])
+        on_device = self.cache.descendants(namespace) if self.tiers else []
+        forgotten = self.tiers.forget_after(name, map(self.cache.content_of, on_device))
+        blocks, _ = self._match_device(content, namespace, count)
+        if len(blocks) < count:
+            return forgotten
+        for pin in [pin for pin in self.pins.listed() if blocks[-1] in pin.blocks]:
+            self.unpin(pin)
+        self._make_private(row for row in self._held_rows() if blocks[-1] in self.tables.blocks(row))
+        return forgotten + self._forget_device(self.cache.descendants(blocks[-1]))
+
+    def _forget_device(self, blocks: list[int]) -> int:
+        for block in reversed(blocks):  # children before parents
+            self.pool.forget(block)
+        gone = set(blocks)
+        for row in self._held_rows():
+            published = self.tables.ids[row, : self._published[row]].tolist()
+            self._published[row] = next((i for i, block in enumerate(published) if block in gone), len(published))
+        return len(blocks)
+
+    def _make_private(self, rows: Iterable[int]) -> None:
+        self._private.update(rows)
+        self._duplicates -= self._private
+
+    def _held_rows(self) -> list[int]:
+        rows: list[int] = np.flatnonzero(self.tables.lengths).tolist()
+        return rows
+
+    def check_integrity(self, swapped: Iterable[SwappedBlocks] = ()) -> list[str]:
+        """Every invariant that does not hold, in words; an empty list is good news. O(num_blocks).
+
+        Args:
+            swapped: What the swapped-out sequences come back for.
+        """
+        problems = self.pool.check() + self.quota.check(self.pool.available)
+        problems += self.tiers.check(Counter(place for blocks in swapped for place in blocks.held))
         held = np.bincount(self.tables.ids.ravel(), minlength=self.pool.num_blocks + 1)
         for block in range(1, self.pool.num_blocks + 1):
-            if held[block] != self.pool.owners(block):
-                problems.append(f"block {block} is in {held[block]} tables and counts {self.pool.owners(block)} owners")
+            holders, pins, owners = int(held[block]), self.pins.held(block), self.pool.owners(block)
+            if holders + pins != owners:
+                problems.append(f"block {block} is in {holders} tables and {pins} pins and counts {owners} owners")
         for row, length in enumerate(self.tables.lengths.tolist()):
             if self.tables.ids[row, length:].any():
                 problems.append(f"row {row} has blocks past its length {length}")
             problems += self._check_published(row)
+        if self.pins.num_blocks > self.pins.budget:
+            problems.append(f"{self.pins.num_blocks} blocks are pinned, {self.pins.budget} may be")
         return problems
 
     def _check_published(self, row: int) -> list[str]:
         return [
             f"row {row}'s block {index} counts as published and is not chained to its predecessor"
             for index in range(self._published[row])
-            if self.pool.cache.parent_of(int(self.tables.ids[row, index])) != self._parent(row, index)
+            if self.cache.parent_of(int(self.tables.ids[row, index])) != self._parent(row, index)
         ]
 
     def _publish_run(self, row: int, tokens: Tokens, end: int) -> int:
         """Publishes the row's blocks up to index ``end``, or up to the first one that has a twin, which it returns."""
-        first, size, cache = self._published[row], self.block_size, self.pool.cache
-        content, width = tokens[first * size : end * size].tobytes(), 4 * size
-        parent = self._parent(row, first)
-        for offset, block in enumerate(self.tables.ids[row, first:end].tolist()):
-            # A forked sequence may hold the very block that its sibling has published.
-            if block not in cache:
-                standing = cache.insert(block, parent, content[offset * width : (offset + 1) * width])
-                if standing != block:
-                    self._published[row] = first + offset
-                    return standing
-            parent = block
-        self._published[row] = max(first, end)
-        return NULL_BLOCK
+        first = self._published[row]
+        if end <= first:
+            return NULL_BLOCK
+        content = tokens[first * self.block_size : end * self.block_size].tobytes()
+        count, twin = self.cache.insert_run(self.tables.ids[row, first:end].tolist(), self._parent(row, first), content)
+        self._published[row] = first + count
+        return twin
 
     def _parent(self, row: int, index: int) -> int:
         return int(self.tables.ids[row, index - 1]) if index else self._namespace[row]

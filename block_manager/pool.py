@@ -12,12 +12,33 @@ Cached and free blocks share one list: free ones at its head, then cached ones, 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from octavo.block_manager.free_list import NULL_BLOCK, FreeList
-from octavo.block_manager.hashing import ChainHash, chain_hash
-from octavo.block_manager.prefix_cache import PrefixCache
+
+
+class ContentIndex(Protocol):
+    """What a tier knows of its blocks' content."""
+
+    def __contains__(self, block: int) -> bool:
+        """Whether the block's content can be found."""
+
+    def remove(self, block: int) -> None:
+        """Forgets what a block holds."""
+
+    def check(self) -> list[str]:
+        """Every way in which the index contradicts itself."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of bookkeeping."""
+
+
+Index = TypeVar("Index", bound=ContentIndex)
 
 
 class BlockCounts(NamedTuple):
@@ -29,20 +50,20 @@ class BlockCounts(NamedTuple):
     free: int
 
 
-class BlockPool:
+class BlockPool(Generic[Index]):
     """Blocks ``1 … num_blocks``. Id 0 is the null block, which nobody ever owns and padding points to.
 
     Args:
         num_blocks: Blocks that can be owned.
-        block_size: Tokens in a block.
-        hasher: Replaces the content hash; tests force collisions with it.
+        cache: Finds blocks by their content.
+        on_evict: Told of every cached block whose content is about to be given up, while the index still knows it.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, hasher: ChainHash = chain_hash) -> None:
+    def __init__(self, num_blocks: int, cache: Index, on_evict: Callable[[int], None] | None = None) -> None:
         self.num_blocks = num_blocks
-        self.block_size = block_size
-        self.cache = PrefixCache(num_blocks, block_size, hasher)
+        self.cache = cache
         self.evictions = 0
+        self.on_evict = on_evict
         self._free = FreeList(num_blocks)
         self._owners = array("i", bytes(4 * (num_blocks + 1)))
         self._idle_cached = 0  # blocks that are in the free list and indexed
@@ -81,6 +102,11 @@ class BlockPool:
         """The block's reference count."""
         return self._owners[block]
 
+    @property
+    def reference_counts(self) -> npt.NDArray[np.int32]:
+        """A view: int32 ``[num_blocks + 1]``, every block's reference count."""
+        return np.frombuffer(self._owners, dtype=np.int32)
+
     def take(self) -> int:
         """Gives out one block; see `take_many`."""
         return self.take_many(1)[0]
@@ -91,14 +117,26 @@ class BlockPool:
         The caller has checked `available`.
         """
         blocks = self._free.pop(count)
+        owners = self._owners
+        for block in blocks:
+            owners[block] = 1
+        self._references += count
+        if not self._idle_cached:  # nobody's content is lost
+            return blocks
         for block in blocks:
             if block in self.cache:
+                if self.on_evict is not None:
+                    self.on_evict(block)
                 self.cache.remove(block)
                 self._idle_cached -= 1
                 self.evictions += 1
-            self._owners[block] = 1
-        self._references += count
         return blocks
+
+    def touch(self, block: int) -> None:
+        """Makes a cached block the most recently used one; one that has owners will become it anyway."""
+        if self._owners[block] == 0:
+            self._free.remove(block)
+            self._free.push_tail(block)
 
     def share(self, block: int) -> None:
         """Adds an owner to a block that is in use or cached."""
@@ -112,13 +150,14 @@ class BlockPool:
         self._owners[block] = owners + 1
         self._references += 1
 
-    def release(self, blocks: Iterable[int]) -> None:
-        """Takes one owner from each block.
+    def release(self, blocks: Iterable[int]) -> int:
+        """Takes one owner from each block and returns how many have none left.
 
         Args:
             blocks: In the order in which they should be given up: a sequence's tail before its head, so that
                 the beginnings that others may share stay cached longest.
         """
+        available = len(self._free)
         for block in blocks:
             owners = self._owners[block] - 1
             assert owners >= 0, f"block {block} has no owner to lose"
@@ -132,6 +171,7 @@ class BlockPool:
                     self._idle_cached += 1
                 else:
                     self._free.push_head(block)
+        return len(self._free) - available
 
     def forget(self, block: int) -> None:
         """Drops what is known of a block's content; without an owner it becomes free."""
@@ -140,13 +180,6 @@ class BlockPool:
             self._idle_cached -= 1
             self._free.remove(block)
             self._free.push_head(block)
-
-    def forget_idle(self) -> int:
-        """Drops the content of all blocks without an owner; returns how many there were."""
-        idle = [block for block in self._free if block in self.cache]
-        for block in idle:
-            self.forget(block)
-        return len(idle)
 
     def check(self) -> list[str]:
         """Every way in which the pool contradicts itself; O(num_blocks)."""

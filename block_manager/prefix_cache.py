@@ -14,11 +14,12 @@ duplicates are merged before they can have indexed children), so the id names th
 from __future__ import annotations
 
 from array import array
+from collections.abc import Hashable, Iterable
 
 import numpy as np
 
 from octavo.block_manager.free_list import NULL_BLOCK
-from octavo.block_manager.hashing import ChainHash, chain_hash
+from octavo.block_manager.hashing import ChainHash, Content, chain_hash, root_content
 
 _TOKEN_BYTES = 4
 
@@ -38,6 +39,7 @@ class PrefixCache:
         self._parent = array("i", bytes(4 * (num_blocks + 1)))  # 0: not indexed
         # numpy's zeros are mapped lazily: tokens cost memory only for blocks that were ever cached.
         self._tokens = np.zeros((num_blocks + 1) * self._width, dtype=np.uint8).data
+        self._contents: dict[int, Content] = {}  # of blocks whose content had to be named for another tier
         self._size = 0
         self.namespaces = Namespaces(hasher)
 
@@ -54,28 +56,46 @@ class PrefixCache:
             parent: A block id, or a namespace's (negative) id for the first block of a prompt.
             tokens: ``block_size`` int32 token ids.
         """
-        return self._find(self._key(parent, tokens), parent, tokens)
+        key = self._key(parent, tokens)
+        return self._search(self._bucket[key & self._mask], key, parent, tokens)
 
-    def insert(self, block: int, parent: int, tokens: bytes) -> int:
-        """Indexes a block, unless an equal one is indexed already.
+    def insert_run(self, blocks: Iterable[int], parent: int, content: bytes) -> tuple[int, int]:
+        """Indexes blocks that follow one another, up to the first whose content another block stands for already.
+
+        One call for a whole prompt: this loop is most of what adding a request costs.
+
+        Args:
+            blocks: In order. Those that are indexed already (a forked sibling's) are taken as they are.
+            parent: What the first one follows: a block id, or a namespace id.
+            content: ``block_size`` int32 token ids for each block.
 
         Returns:
-            The block that now stands for this content: ``block`` itself, or the earlier one.
+            How many of the blocks are indexed now, and the block that stands for the next one's content, or the
+            null block if all are.
         """
-        key = self._key(parent, tokens)
-        if twin := self._find(key, parent, tokens):
-            return twin
-        assert self._parent[block] == 0, f"block {block} is indexed already"
-        self._hash[block] = key
-        self._parent[block] = parent
-        self._tokens[block * self._width : (block + 1) * self._width] = tokens
-        slot = key & self._mask
-        self._chain[block] = self._bucket[slot]
-        self._bucket[slot] = block
-        self._size += 1
-        if parent < 0:
-            self.namespaces.count(parent, +1)
-        return block
+        hashes, parents, buckets, chain = self._hash, self._parent, self._bucket, self._chain
+        hasher, mask, width, all_tokens = self._hasher, self._mask, self._width, self._tokens
+        parent_hash, inserted, position, twin = self._hash_of(parent), 0, -1, NULL_BLOCK
+        for position, block in enumerate(blocks):
+            if not parents[block]:
+                tokens = content[position * width : (position + 1) * width]
+                key = hasher(parent_hash, tokens)
+                slot = key & mask
+                if (head := buckets[slot]) and (twin := self._search(head, key, parent, tokens)):
+                    break
+                hashes[block] = key
+                parents[block] = parent
+                all_tokens[block * width : (block + 1) * width] = tokens
+                chain[block] = head
+                buckets[slot] = block
+                inserted += 1
+                if parent < 0:
+                    self.namespaces.count(parent, +1)
+            parent, parent_hash = block, hashes[block]
+        else:
+            position += 1
+        self._size += inserted
+        return position, twin
 
     def remove(self, block: int) -> None:
         """Forgets what a block holds."""
@@ -91,6 +111,7 @@ class PrefixCache:
                 other = self._chain[other]
             self._chain[other] = following
         self._parent[block] = 0
+        self._contents.pop(block, None)
         self._size -= 1
         if parent < 0:
             self.namespaces.count(parent, -1)
@@ -102,6 +123,56 @@ class PrefixCache:
     def tokens_of(self, block: int) -> bytes:
         """The tokens of an indexed block, as int32 bytes."""
         return bytes(self._tokens[block * self._width : (block + 1) * self._width])
+
+    def key_of(self, block: int) -> int:
+        """The hash of an indexed block."""
+        return self._hash[block]
+
+    def chain_key(self, namespace: int, tokens: bytes) -> int:
+        """The hash that the last of these full blocks would have."""
+        key = self.namespaces.hash_of(namespace)
+        for start in range(0, len(tokens), self._width):
+            key = self._hasher(key, tokens[start : start + self._width])
+        return key
+
+    def content_of(self, block: int) -> Content:
+        """The name of an indexed block's content that holds in every tier.
+
+        Blocks are evicted tails first, so the first one of a chain names all its ancestors, and each name is
+        computed once.
+        """
+        unnamed = []
+        while block > 0 and block not in self._contents:
+            unnamed.append(block)
+            block = self._parent[block]
+        content = self._contents[block] if block > 0 else root_content(block)
+        for child in reversed(unnamed):
+            content = self._contents[child] = content.followed_by(self.tokens_of(child))
+        return content
+
+    def descendants(self, ancestor: int) -> list[int]:
+        """Every indexed block that follows ``ancestor`` (a block, itself included, or a namespace); children last.
+
+        O(num_blocks · log(longest chain)), in numpy: for administrators, not for steps.
+        """
+        parents = np.frombuffer(self._parent, dtype=np.int32)
+        # Pointer doubling: ``above[block]`` climbs 1, 2, 4 … ancestors at a time, and stops at the ancestor.
+        above = np.where(parents > 0, parents, np.arange(len(parents), dtype=np.int32))
+        found = parents == ancestor
+        if ancestor > 0:
+            found[ancestor] = parents[ancestor] != 0
+            above[ancestor] = ancestor
+        depth = np.where(above == np.arange(len(parents)), 0, 1)
+        while True:
+            found |= found[above]
+            depth = depth + depth[above]
+            higher = above[above]
+            if (higher == above).all():
+                break
+            above = higher
+        blocks = np.flatnonzero(found)
+        ordered: list[int] = blocks[np.argsort(depth[blocks], kind="stable")].tolist()
+        return ordered
 
     @property
     def nbytes(self) -> int:
@@ -134,11 +205,14 @@ class PrefixCache:
             problems.append(f"the index counts {self._size} blocks and holds {len(reached)}")
         return problems
 
-    def _key(self, parent: int, tokens: bytes) -> int:
-        return self._hasher(self._hash[parent] if parent > 0 else self.namespaces.hash_of(parent), tokens)
+    def _hash_of(self, parent: int) -> int:
+        return self._hash[parent] if parent > 0 else self.namespaces.hash_of(parent)
 
-    def _find(self, key: int, parent: int, tokens: bytes) -> int:
-        block = self._bucket[key & self._mask]
+    def _key(self, parent: int, tokens: bytes) -> int:
+        return self._hasher(self._hash_of(parent), tokens)
+
+    def _search(self, block: int, key: int, parent: int, tokens: bytes) -> int:
+        """The equal block in the chain that begins with ``block``, or the null block."""
         while block != NULL_BLOCK:
             if (
                 self._hash[block] == key
@@ -151,18 +225,18 @@ class PrefixCache:
 
 
 class Namespaces:
-    """Cache salt → namespace id, the parent of a prompt's first block. Ids are negative and never used twice.
+    """Key (tenant and cache salt) → namespace id, the parent of a prompt's first block.
 
-    A namespace without any indexed block may be forgotten and its salt given a new id later, which can only
-    cause a miss; so salts chosen by clients cannot fill the memory.
+    Ids are negative and never used twice. A namespace without any indexed block may be forgotten and its key given a
+    new id later, which can only cause a miss; so salts chosen by clients cannot fill the memory.
     """
 
     _FORGET_ABOVE = 4096
 
     def __init__(self, hasher: ChainHash) -> None:
         self._hasher = hasher
-        self._ids: dict[str, int] = {}
-        self._salts: dict[int, str] = {}
+        self._ids: dict[Hashable, int] = {}
+        self._keys: dict[int, Hashable] = {}
         self._blocks: dict[int, int] = {}
         self._last = -1  # Python's hash(-1) equals hash(-2), so ids begin at -2
         self._forget_at = self._FORGET_ABOVE
@@ -170,16 +244,32 @@ class Namespaces:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def id_of(self, salt: str) -> int:
-        """The salt's namespace id."""
-        known = self._ids.get(salt)
+    def id_of(self, key: Hashable) -> int:
+        """The key's namespace id."""
+        known = self._ids.get(key)
         if known is None:
             if len(self._ids) >= self._forget_at:
                 self._forget_empty()
             self._last -= 1
-            known = self._ids[salt] = self._last
-            self._salts[known] = salt
+            known = self._ids[key] = self._last
+            self._keys[known] = key
         return known
+
+    def others(self, namespace: int, limit: int) -> list[int]:
+        """Up to ``limit`` other namespaces that have indexed blocks, the youngest first."""
+        return [other for other in reversed(self._blocks) if other != namespace][:limit]
+
+    def matching(self, tenant: Hashable, salt: Hashable | None) -> list[tuple[int, Hashable]]:
+        """(id, key) of the namespaces of a tenant, or of the one with this salt; keys are (tenant, salt)."""
+        return [
+            (number, key)
+            for key, number in self._ids.items()
+            if isinstance(key, tuple) and key[0] == tenant and (salt is None or key[1] == salt)
+        ]
+
+    def renew(self, key: Hashable) -> None:
+        """Gives a key a new id at its next use: nothing that was indexed under the old one is found again."""
+        self._keys.pop(self._ids.pop(key), None)
 
     def hash_of(self, namespace: int) -> int:
         """What a first block's hash is chained to."""
@@ -194,6 +284,6 @@ class Namespaces:
             self._blocks.pop(namespace, None)
 
     def _forget_empty(self) -> None:
-        for namespace in [n for n in self._salts if n not in self._blocks]:
-            del self._ids[self._salts.pop(namespace)]
+        for namespace in [n for n in self._keys if n not in self._blocks]:
+            del self._ids[self._keys.pop(namespace)]
         self._forget_at = max(self._FORGET_ABOVE, 2 * len(self._ids))

@@ -5,27 +5,31 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from octavo.block_manager.manager import BlockManager
+from octavo.block_manager.pins import Pin
+from octavo.block_manager.tiers import Tiers, TransferOutcome
 from octavo.config import EngineConfig
 from octavo.engine.batch import InputBuffers
+from octavo.engine.disk_store import DiskStore
 from octavo.engine.kv_cache import KVCache
 from octavo.engine.memory import PoolPlan, free_host_memory, plan_pool, report
 from octavo.engine.messages import AddRequest, EngineInfo, EngineStats
 from octavo.engine.runner import ModelRunner
 from octavo.engine.sampler import Sampler
+from octavo.engine.stats import snapshot
 from octavo.errors import ConfigError
 from octavo.kernels.attention import Backend, select_backend
 from octavo.models.decoder import Decoder
 from octavo.models.loader import load_model
 from octavo.models.shape import ModelShape
-from octavo.scheduler.plan import StepResult
+from octavo.scheduler.plan import StepPlan, StepResult
 from octavo.scheduler.scheduler import Scheduler
+from octavo.scheduler.tenants import Tenants
 
 log = logging.getLogger(__name__)
 
@@ -76,11 +80,14 @@ class EngineCore:
             attention_backend=config.execution.attention_backend,
             trust_remote_code=config.model.trust_remote_code,
         )
-        pool = plan_pool(config, shape, free=_free_memory(device), device=device.type)
+        free = _free_memory(device)
+        pool = plan_pool(config, shape, free=free, free_host=free_host_memory(), device=device.type)
         scheduler = _build_scheduler(config, shape, pool)
-        runner = _build_runner(config, scheduler, decoder, backend)
+        runner = _build_runner(config, pool, scheduler, decoder, backend)
         progress("preparing kernels (compiled on first use)")
         runner.warm_up()
+        for timing in runner.measure_transfers():
+            scheduler.state.costs.observe_transfer(timing)
         where = f"{_device_name(device)} · {threads} threads · {backend.name} attention"
         info = EngineInfo(
             model_name=name,
@@ -114,7 +121,15 @@ class EngineCore:
             ClientError: It is malformed or can never fit.
             QueueFullError: Too many wait already.
         """
-        self.scheduler.add(request.key, request.prompt_token_ids, request.sampling, request.cache_salt)
+        self.scheduler.add(
+            request.key,
+            request.prompt_token_ids,
+            request.sampling,
+            request.cache_salt,
+            tenant=request.tenant,
+            priority=request.priority,
+            pin_ttl=request.pin_ttl,
+        )
 
     def abort(self, keys: Iterable[int]) -> None:
         """Ends requests and frees their blocks; unknown keys are counted."""
@@ -136,67 +151,63 @@ class EngineCore:
         if plan is None:
             return StepResult()
         try:
-            tokens = self.runner.execute(plan)
+            return self._execute(plan)
+        finally:
+            self._step_seconds += time.monotonic() - started
+
+    def _execute(self, plan: StepPlan) -> StepResult:
+        outcome = self._transfer(plan)
+        left = self.scheduler.lose(plan, outcome.lost) if outcome.lost else plan
+        if left is None:
+            return StepResult()
+        started = time.monotonic()
+        try:
+            sampled = self.runner.execute(left)
         except Exception as error:
             if isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError):
                 raise
-            log.exception("step %d failed with %d sequences", plan.number, len(plan.rows))
-            return self.scheduler.fail(plan, f"{type(error).__name__}: {error}")
-        finally:
-            self._step_seconds += time.monotonic() - started
-        return self.scheduler.update(plan, tokens)
+            log.exception("step %d failed with %d sequences", plan.number, len(left.rows))
+            return self.scheduler.fail(left, f"{type(error).__name__}: {error}")
+        self.scheduler.observe(left, time.monotonic() - started, outcome.timings)
+        return self.scheduler.update(left, sampled)
+
+    def _transfer(self, plan: StepPlan) -> TransferOutcome:
+        """Runs the copies between tiers; what fails unexpectedly counts as lost, and the step goes on without it."""
+        if not plan.transfers:
+            return TransferOutcome()
+        try:
+            return self.runner.transfer(plan.transfers)
+        except Exception as error:
+            if isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError):
+                raise
+            log.exception("the transfers of step %d failed", plan.number)
+            return TransferOutcome(lost=plan.transfers)
+
+    def pin(self, tokens: Sequence[int], ttl: float, *, tenant: str = "", cache_salt: str = "") -> Pin | None:
+        """Keeps a prefix resident; see `Scheduler.pin`. None if it is not cached: add it with ``pin_ttl`` then."""
+        return self.scheduler.pin(tokens, ttl, tenant=tenant, salt=cache_salt)
 
     def stats(self) -> EngineStats:
         """A snapshot of the state."""
-        scheduler, manager, counters = self.scheduler, self.scheduler.manager, self.scheduler.counters
-        blocks = manager.pool.counts
-        return EngineStats(
-            running=scheduler.num_running,
-            waiting=scheduler.num_waiting,
-            blocks_total=blocks.total,
-            blocks_used=blocks.used,
-            blocks_cached=blocks.cached,
-            blocks_free=blocks.free,
-            blocks_shared=manager.pool.shared,
-            blocks_saved=manager.pool.saved,
-            slots_filled=blocks.used * manager.block_size - self._unfilled_slots(),
-            steps=counters.steps,
-            step_seconds=self._step_seconds,
-            prompt_tokens=counters.prompt_tokens,
-            generated_tokens=counters.generated_tokens,
-            prefix_queries=manager.prefix_queries,
-            prefix_hits=manager.prefix_hits,
-            preemptions=counters.preemptions,
-            recomputed_tokens=counters.recomputed_tokens,
-            evictions=manager.pool.evictions,
-            copies=manager.copies,
-            forks=counters.forks,
-            deduplicated=manager.deduplicated,
-            finished=dict(scheduler.finished),
-            unknown_aborts=counters.unknown_aborts,
-        )
+        return snapshot(self.scheduler, self._step_seconds)
 
     def check_integrity(self) -> list[str]:
         """Every invariant that does not hold, in words."""
         return self.scheduler.check_integrity()
 
-    def _unfilled_slots(self) -> int:
-        """Slots in used blocks that hold no KV yet; a tail that siblings share counts once."""
-        tables, rows = self.scheduler.manager.tables, self.scheduler.rows
-        held = np.flatnonzero(tables.lengths)
-        tails = tables.ids[held, tables.lengths[held] - 1]
-        _, first = np.unique(tails, return_index=True)
-        unfilled = tables.lengths[held] * self.scheduler.manager.block_size - rows.num_computed[held]
-        return int(unfilled[first].sum())
-
 
 def _build_scheduler(config: EngineConfig, shape: ModelShape, pool: PoolPlan) -> Scheduler:
+    tenants = Tenants(config.scheduler.tenants).configs
     manager = BlockManager(
         num_blocks=pool.num_blocks,
         block_size=config.cache.block_size,
         num_rows=config.scheduler.max_num_seqs,
         max_blocks_per_row=-(-pool.max_model_len // config.cache.block_size),
         prefix_caching=config.cache.prefix_caching,
+        tiers=Tiers(pool.num_host_blocks, pool.num_disk_blocks),
+        floors=[tenant.floor for tenant in tenants],
+        ceilings=[tenant.ceiling for tenant in tenants],
+        pin_budget=int(pool.num_blocks * config.scheduler.pin_ratio),
     )
     return Scheduler(
         config.scheduler,
@@ -208,8 +219,10 @@ def _build_scheduler(config: EngineConfig, shape: ModelShape, pool: PoolPlan) ->
     )
 
 
-def _build_runner(config: EngineConfig, scheduler: Scheduler, decoder: Decoder, backend: Backend) -> ModelRunner:
-    shape = decoder.shape
+def _build_runner(
+    config: EngineConfig, pool: PoolPlan, scheduler: Scheduler, decoder: Decoder, backend: Backend
+) -> ModelRunner:
+    shape, folder = decoder.shape, config.cache.swap_dir
     kv_cache = KVCache(
         num_layers=shape.num_layers,
         num_blocks=scheduler.manager.pool.num_blocks,
@@ -219,6 +232,8 @@ def _build_runner(config: EngineConfig, scheduler: Scheduler, decoder: Decoder, 
         dtype=decoder.dtype,
         device=decoder.device,
         backend=backend,
+        num_host_blocks=pool.num_host_blocks,
+        disk=DiskStore(Path(folder), pool.num_disk_blocks, pool.block_bytes) if folder else None,
     )
     inputs = InputBuffers(
         scheduler.rows,

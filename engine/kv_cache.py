@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from octavo.block_manager.manager import BlockCopy
+from octavo.block_manager.tiers import Transfer, TransferOutcome, TransferTiming
+from octavo.engine.disk_store import DiskStore
+from octavo.engine.transfers import TierTransfers
 from octavo.kernels.attention import Backend
 
 
@@ -19,7 +22,13 @@ class KVCache:
     Args:
         num_layers: Tensors to allocate.
         num_blocks: Blocks that can be owned.
-        backend: Runs the copies.
+        backend: Runs the copies within the device.
+        num_host_blocks: Blocks of the host tier; 0 for none.
+        disk: The disk tier, if there is one; its blocks have `block_bytes`.
+
+    Attributes:
+        layers: The tensors.
+        block_bytes: K and V of one block in all layers.
     """
 
     def __init__(
@@ -33,13 +42,19 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
         backend: Backend,
+        num_host_blocks: int = 0,
+        disk: DiskStore | None = None,
     ) -> None:
-        shape = (num_blocks + 1, 2, num_kv_heads, block_size, head_dim)
-        # Not zeroed: the pages of blocks that were never used cost no memory, and kernels read no unwritten slot.
-        self.layers: list[Tensor] = [torch.empty(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+        shape = (num_layers, num_blocks + 1, 2, num_kv_heads, block_size, head_dim)
+        # One allocation, so that a block of all layers is one strided copy away from the other tiers. Not zeroed: the
+        # pages of blocks that were never used cost no memory, and kernels read no unwritten slot.
+        kv = torch.empty(shape, dtype=dtype, device=device)
+        self.layers: list[Tensor] = [kv[layer] for layer in range(num_layers)]
         self.block_size = block_size
+        self.block_bytes = kv[:, 0].numel() * kv.element_size()
         self._backend = backend
         self._device = device
+        self._tiers = TierTransfers(kv, num_host_blocks, disk)
 
     def copy(self, copies: Sequence[BlockCopy]) -> None:
         """Copies whole blocks in every layer, before anything is written in this step."""
@@ -48,3 +63,11 @@ class KVCache:
         pairs = torch.tensor(copies, dtype=torch.int64, device=self._device)
         for layer in self.layers:
             self._backend.copy_blocks(layer, pairs[:, 0].contiguous(), pairs[:, 1].contiguous())
+
+    def transfer(self, transfers: Sequence[Transfer]) -> TransferOutcome:
+        """Copies blocks between tiers, as if one after another in the given order; see `TierTransfers.run`."""
+        return self._tiers.run(transfers)
+
+    def measure_transfers(self) -> tuple[TransferTiming, ...]:
+        """Times a few copies in each direction, before anybody owns a block; see `TierTransfers.measure`."""
+        return self._tiers.measure()

@@ -6,15 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
+from octavo.block_manager.pins import Pin
 from octavo.config import DEFAULT_MODEL, EngineConfig
 from octavo.engine.core import EngineCore
 from octavo.engine.detokenizer import IncrementalDetokenizer
 from octavo.engine.messages import AddRequest, EngineInfo, EngineStats
 from octavo.engine.prepare import prepare_model
 from octavo.engine.tokenizer import Tokenizer
-from octavo.errors import RequestFailedError
+from octavo.errors import PinBudgetError, RequestFailedError
 from octavo.scheduler.plan import StepResult
-from octavo.scheduler.request import FinishReason, split_stream
+from octavo.scheduler.request import FinishReason, split_stream, stream_of
 from octavo.scheduler.sampling import SamplingParams
 
 Prompt = str | Sequence[int]
@@ -29,12 +32,14 @@ class Output:
         text: Without the stop token or stop string that ended it.
         token_ids: All sampled tokens, a stop token included.
         finish_reason: "stop" or "length".
+        logprob: Of all its tokens together, where it was chosen by that (``best_of``, beam search).
     """
 
     index: int
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
+    logprob: float | None = None
 
 
 @dataclass(slots=True)
@@ -94,6 +99,9 @@ class LLM:
         sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         stop: str | Sequence[str] = (),
+        tenant: str = "",
+        cache_salt: str = "",
+        priority: int = 0,
     ) -> list[RequestOutput]:
         """Continues prompts, as many at once as fit.
 
@@ -101,6 +109,9 @@ class LLM:
             prompts: Texts or lists of token ids, or one of them.
             sampling: For all prompts, or one for each.
             stop: Strings that end an output; they are not part of it.
+            tenant: Whose requests they are, one of the option ``tenants``; "" is the default tenant.
+            cache_salt: Requests with different salts never share KV blocks.
+            priority: Smaller is more urgent, with the option ``policy="priority"``.
 
         Returns:
             One entry for each prompt, in order.
@@ -119,12 +130,52 @@ class LLM:
                 # The queue is bounded; what does not fit into it yet is submitted between steps.
                 while pending and self.core.has_room:
                     text, chosen = pending.pop()
-                    self._submit(jobs, text, chosen or SamplingParams(), stops)
+                    ids = self._encode(text)
+                    request = AddRequest(
+                        "", ids, chosen or SamplingParams(), cache_salt=cache_salt, tenant=tenant, priority=priority
+                    )
+                    self._submit(jobs, request, stops)
                 self._take(jobs, self.core.step())
         finally:
             # Whatever is still open, an exception or Ctrl-C ended it.
             self.core.abort(key for key, job in jobs.items() if not job.done)
         return [job.output for job in jobs.values()]
+
+    def beam_search(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        beam_width: int,
+        max_tokens: int,
+        n: int | None = None,
+        length_penalty: float = 1.0,
+        stop_token_ids: Sequence[int] = (),
+        ignore_eos: bool = False,
+        **options: Any,
+    ) -> list[RequestOutput]:
+        """Searches the likeliest continuations, by the rules of transformers' ``generate(num_beams=beam_width)``.
+
+        All beams of a prompt share its KV blocks, and copy a block only when two of them write to it.
+
+        Args:
+            beam_width: Beams per prompt; each takes one of ``max_num_seqs`` places.
+            n: Outputs per prompt, best first; default: all ``beam_width``.
+            length_penalty: Outputs are compared by log-probability / length ** this.
+            **options: As for `generate`.
+
+        Raises:
+            ClientError: A prompt or parameter is not acceptable, or the beams together can never fit.
+            RequestFailedError: A step failed on one of the prompts.
+        """
+        sampling = SamplingParams(
+            n=beam_width if n is None else n,
+            beam_width=beam_width,
+            max_tokens=max_tokens,
+            length_penalty=length_penalty,
+            stop_token_ids=tuple(stop_token_ids),
+            ignore_eos=ignore_eos,
+        )
+        return self.generate(prompts, sampling, **options)
 
     def chat(
         self, messages: Sequence[Mapping[str, Any]], sampling: SamplingParams | None = None, **options: Any
@@ -132,10 +183,62 @@ class LLM:
         """Answers a conversation, given as OpenAI-style messages."""
         return self.generate([self.tokenizer.encode_chat(messages)], sampling, **options)[0]
 
-    def _submit(self, jobs: dict[int, _Job], prompt: Prompt, sampling: SamplingParams, stop: list[str]) -> None:
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    def pin(self, prompt: Prompt, ttl: float, *, tenant: str = "", cache_salt: str = "") -> Pin:
+        """Keeps the KV of a prompt's full blocks for ``ttl`` seconds, whoever else wants blocks.
+
+        A prompt that is not cached is computed first.
+
+        Raises:
+            ClientError: The prompt fills no block, or more blocks than may ever be pinned.
+            PinBudgetError: Other pins leave too little of the budget (the option ``pin_ratio``).
+        """
+        ids = self._encode(prompt)
+        pinning = self.core.scheduler.pinning
+        pin = self.core.pin(ids, ttl, tenant=tenant, cache_salt=cache_salt)
+        if pin is None:
+            request = AddRequest(
+                "", ids, SamplingParams(max_tokens=1), cache_salt=cache_salt, tenant=tenant, pin_ttl=ttl
+            )
+            key = self._add(request)
+            pinned = dict[int, int]()
+            while stream_of(key, 0) not in pinned:
+                result = self.core.step()
+                pinned.update(result.pinned)
+                if error := next((end.error for end in result.finished if end.error), None):
+                    raise RequestFailedError(error)
+            pin = next((pin for pin in pinning.listed() if pin.number == pinned[stream_of(key, 0)]), None)
+        if pin is None:
+            raise PinBudgetError("other pins leave too few of the blocks that may be pinned")
+        return pin
+
+    def pins(self) -> list[Pin]:
+        """The pins there are; the one that expires next comes first."""
+        return self.core.scheduler.pinning.listed()
+
+    def unpin(self, pin: Pin) -> bool:
+        """Lets a pinned prompt go; False if it has gone already."""
+        return self.core.scheduler.pinning.drop(pin.number)
+
+    def invalidate(self, *, tenant: str = "", cache_salt: str | None = None, prompt: Prompt | None = None) -> int:
+        """Forgets cached KV; returns how many blocks.
+
+        Args:
+            tenant: Whose. cache_salt: only this salt's; None for all of the tenant's.
+            prompt: Only the prompt's last full block, and all that follows it.
+        """
+        ids = None if prompt is None else self._encode(prompt)
+        return self.core.scheduler.invalidate(tenant=tenant, salt=cache_salt, tokens=ids)
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+
+    def _add(self, request: AddRequest) -> int:
         key, self._next_key = self._next_key, self._next_key + 1
-        self.core.add(AddRequest(str(key), ids, sampling, key=key))
+        self.core.add(msgspec.structs.replace(request, key=key))
+        return key
+
+    def _submit(self, jobs: dict[int, _Job], request: AddRequest, stop: list[str]) -> None:
+        key, ids, sampling = self._add(request), request.prompt_token_ids, request.sampling
         detokenizers = [
             IncrementalDetokenizer(self.tokenizer, stop=stop, min_tokens=sampling.min_tokens) for _ in range(sampling.n)
         ]
@@ -155,6 +258,7 @@ class LLM:
             if end.reason is FinishReason.ERROR:
                 jobs[key].open.clear()
                 raise RequestFailedError(end.error or "a step failed")
+            jobs[key].output.outputs[index].logprob = end.logprob
             jobs[key].end(index, str(end.reason))
 
 

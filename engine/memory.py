@@ -9,6 +9,10 @@ from octavo.config import EngineConfig
 from octavo.errors import ConfigError, MemoryTooSmallError
 from octavo.models.shape import SERVED_DTYPES, ModelShape
 
+# What a GPU's host tier takes when nobody says otherwise: so much, and no larger share of the free host memory.
+_DEFAULT_SWAP_SPACE = 4 * 2**30
+_DEFAULT_SWAP_RATIO = 0.25
+
 # The share of free memory that the pool takes when nobody says otherwise. A GPU is there for nothing else; a
 # computer's memory is also for its other programs.
 _DEFAULT_RATIO = {"cuda": 0.9, "cpu": 0.5}
@@ -22,12 +26,15 @@ class PoolPlan:
 
     Attributes:
         block_bytes: K and V of one block in all layers. num_blocks: blocks that can be owned.
+        num_host_blocks, num_disk_blocks: Blocks of the tiers below the device; 0 for no such tier.
         max_model_len: The longest sequence that is served.
         why: The arithmetic behind ``num_blocks``, in words.
     """
 
     block_bytes: int
     num_blocks: int
+    num_host_blocks: int
+    num_disk_blocks: int
     max_model_len: int
     why: str
 
@@ -50,16 +57,18 @@ def free_host_memory() -> int:
     return min(available, max(0, int(limit) - used + reclaimable))
 
 
-def plan_pool(config: EngineConfig, shape: ModelShape, *, free: int, device: str) -> PoolPlan:
-    """Decides the number of KV blocks and the longest sequence.
+def plan_pool(config: EngineConfig, shape: ModelShape, *, free: int, free_host: int, device: str) -> PoolPlan:
+    """Decides the number of KV blocks in each tier, and the longest sequence.
 
     Args:
-        free: Bytes that are free once the weights are loaded.
+        free: Bytes that are free on the device once the weights are loaded.
+        free_host: The same of host memory; on a CPU the pool comes out of it too.
         device: "cpu" or "cuda".
 
     Raises:
-        ConfigError: ``--max-model-len`` is beyond what the model was made for.
-        MemoryTooSmallError: The pool does not fit, or is smaller than one sequence; names what does fit.
+        ConfigError: ``--max-model-len`` is beyond what the model was made for, or the scheduler's options ask for
+            more than these blocks allow.
+        MemoryTooSmallError: The pool or a tier does not fit, or is smaller than one sequence or block; names what fits.
     """
     size = config.cache.block_size
     block_bytes = size * shape.kv_bytes_per_token(SERVED_DTYPES[shape.served_dtype(config.model.dtype)])
@@ -77,7 +86,52 @@ def plan_pool(config: EngineConfig, shape: ModelShape, *, free: int, device: str
             f"--max-model-len {wanted} does not fit: {why}, which hold sequences of at most {largest} tokens; "
             f"lower it to {largest}, or give the pool more memory (--kv-cache-memory, --num-blocks)"
         )
-    return PoolPlan(block_bytes, num_blocks, wanted or min(shape.max_position_embeddings, largest), why)
+    if device == "cpu":
+        free_host -= num_blocks * block_bytes
+    plan = PoolPlan(
+        block_bytes=block_bytes,
+        num_blocks=num_blocks,
+        num_host_blocks=_swap_space(config, free_host, device, block_bytes) // block_bytes,
+        num_disk_blocks=_swap_disk(config, block_bytes) // block_bytes,
+        max_model_len=wanted or min(shape.max_position_embeddings, largest),
+        why=why,
+    )
+    _check_policies(config, plan)
+    return plan
+
+
+def _check_policies(config: EngineConfig, plan: PoolPlan) -> None:
+    """Refuses what the scheduler could not do with these blocks."""
+    if config.scheduler.preemption == "swap" and not plan.num_host_blocks and not plan.num_disk_blocks:
+        raise ConfigError("--preemption swap needs a place to go to: give --swap-space, or --swap-dir and --swap-disk")
+    floors = {tenant.name: tenant.floor for tenant in config.scheduler.tenants if tenant.floor}
+    total = sum(floors.values())
+    if total > plan.num_blocks:
+        told = ", ".join(f"{name} {floor}" for name, floor in floors.items())
+        raise ConfigError(f"--tenants: the floors ({told}) add up to {total} of {plan.num_blocks} blocks")
+
+
+def _swap_space(config: EngineConfig, free_host: int, device: str, block_bytes: int) -> int:
+    wanted = config.cache.swap_space
+    if wanted is None:
+        return 0 if device == "cpu" else min(_DEFAULT_SWAP_SPACE, int(max(0, free_host) * _DEFAULT_SWAP_RATIO))
+    if 0 < wanted < block_bytes:
+        raise MemoryTooSmallError(f"--swap-space {wanted} is less than one KV block of {block_bytes:,} bytes")
+    if wanted > free_host:
+        fitting = max(0, free_host) // block_bytes
+        raise MemoryTooSmallError(
+            f"--swap-space {_gib(wanted)} does not fit: {_gib(max(0, free_host))} of host memory are free"
+            f"{' beside the KV pool' if device == 'cpu' else ''}; "
+            f"at most {fitting} blocks fit ({fitting * block_bytes} bytes)"
+        )
+    return wanted
+
+
+def _swap_disk(config: EngineConfig, block_bytes: int) -> int:
+    wanted = config.cache.swap_disk
+    if 0 < wanted < block_bytes:
+        raise MemoryTooSmallError(f"--swap-disk {wanted} is less than one KV block of {block_bytes:,} bytes")
+    return wanted
 
 
 def _num_blocks(config: EngineConfig, shape: ModelShape, free: int, device: str, block_bytes: int) -> tuple[int, str]:
@@ -111,6 +165,7 @@ def report(plan: PoolPlan, config: EngineConfig, shape: ModelShape, *, name: str
     weights = shape.num_parameters * width
     tokens = plan.num_blocks * size
     lengths = sorted({min(length, plan.max_model_len) for length in _REPORTED_LENGTHS})
+    tiers = _tiers(plan, config)
     concurrency = " · ".join(f"{plan.num_blocks // -(-n // size):,} of {n:,} tokens" for n in lengths)
     return [
         f"model        {name} · {shape.num_parameters / 1e6:,.1f} M parameters × {width} B ({dtype}) = {_gib(weights)}",
@@ -118,9 +173,16 @@ def report(plan: PoolPlan, config: EngineConfig, shape: ModelShape, *, name: str
         f"KV block     {size} tokens × {shape.num_layers} layers × 2 (K, V) × {shape.num_kv_heads} heads × "
         f"{shape.head_dim} × {width} B = {plan.block_bytes:,} B",
         f"KV pool      {plan.why} = {_gib(plan.num_blocks * plan.block_bytes)}, {tokens:,} tokens",
+        *([f"KV tiers     {tiers}"] if tiers else []),
         f"concurrency  {concurrency} (at most {config.scheduler.max_num_seqs} run at once)",
         f"longest      {plan.max_model_len:,} tokens, prompt + output",
     ]
+
+
+def _tiers(plan: PoolPlan, config: EngineConfig) -> str:
+    """The tiers below the device, in words; empty if there are none."""
+    tiers = [("host memory", plan.num_host_blocks), (f"disk in {config.cache.swap_dir}", plan.num_disk_blocks)]
+    return " · ".join(f"{count:,} blocks ({_gib(count * plan.block_bytes)}) {where}" for where, count in tiers if count)
 
 
 def _gib(size: int) -> str:

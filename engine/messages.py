@@ -37,6 +37,9 @@ class AddRequest(msgspec.Struct, frozen=True, tag="add"):
         prompt_token_ids: The prompt, every id in ``[0, vocab_size)``.
         sampling: How to sample and when to stop.
         cache_salt: Prefix-cache namespace; requests with different salts never share blocks. "" is the common one.
+        tenant: Whose request it is; "" is the default tenant. Tenants never share blocks.
+        priority: Smaller is more urgent, under ``--policy priority``.
+        pin_ttl: Seconds for which to pin the prompt once it is computed; None for not at all.
         arrival: Seconds on this machine's monotonic clock at which the front end received the request.
         key: The number under which the engine answers; the engine client sets it.
     """
@@ -45,6 +48,9 @@ class AddRequest(msgspec.Struct, frozen=True, tag="add"):
     prompt_token_ids: list[int]
     sampling: SamplingParams
     cache_salt: str = ""
+    tenant: str = ""
+    priority: int = 0
+    pin_ttl: float | None = None
     arrival: float = 0.0
     key: int = 0
 
@@ -94,49 +100,88 @@ class SequenceDelta(msgspec.Struct, frozen=True):
     error: str | None = None
 
 
+class TierBlocks(msgspec.Struct, frozen=True, array_like=True):
+    """A tier's blocks by state; used + cached + free = total.
+
+    Attributes:
+        used: With an owner: on the device a block table or a pin, below it a swapped-out sequence.
+        cached: Without an owner, holding reusable KV. pinned: those of the used ones that a pin holds.
+    """
+
+    total: int = 0
+    used: int = 0
+    cached: int = 0
+    free: int = 0
+    pinned: int = 0
+
+
 class EngineStats(msgspec.Struct, frozen=True):
     """A snapshot of the engine after a step. Counters only grow, from 0 at the engine's start.
 
     Attributes:
-        running, waiting: Sequences holding a place in the batch; sequences queued.
-        blocks_total, blocks_used, blocks_cached, blocks_free: used + cached + free = total. Cached blocks have no
-            owner but keep reusable KV.
+        running, waiting: Sequences holding a place in the batch; sequences queued. swapped: those of the latter whose
+            KV lies in a lower tier.
+        waiting_by_reason: The latter by `octavo.scheduler.decisions.WaitReason`.
+        blocks: Per tier that there is ("device", "host", "disk").
         blocks_shared: Blocks with more than one owner. blocks_saved: blocks that sharing spares right now.
+        blocks_by_tenant: Used and pinned device blocks.
         slots_filled: Token slots holding KV inside used blocks.
         steps, step_seconds: Steps executed, and the time spent in them.
         prompt_tokens, generated_tokens: Tokens computed by kind (prompt: without prefix hits).
-        prefix_queries, prefix_hits: Tokens looked up in, and found in, the prefix cache at each admission.
-        preemptions: Sequences put back to waiting because blocks ran out. recomputed_tokens: what that cost.
-        evictions: Cached blocks whose content was given up. copies: copy-on-write block copies.
+        prefix_queries: Tokens looked up in the prefix cache at each admission. prefix_hits: those found, by tier.
+        prefix_misses: Look-ups by the reason why they found no more.
+        preemptions: (method, reason, count) of sequences put back to waiting because blocks ran out.
+        recomputed_tokens, swapped_tokens: What that cost: tokens computed again, and tokens copied back.
+        swap_full: Victims that were to be swapped out and found no room below.
+        evictions: Cached device blocks whose content was given up, or sank.
+        copies: Block copies by kind: copy_on_write, and device_to_host and the like.
+        copies_lost: Copies between tiers that did not arrive intact.
         forks: Sequences that started by sharing all blocks of a sibling.
         deduplicated: Blocks given back because another request had made the same one.
+        pins: Pins there are. pins_ended: those that expired or gave way to a request.
         finished: Finished sequences by reason.
         unknown_aborts: Aborts for requests that were not there (any more).
     """
 
     running: int = 0
     waiting: int = 0
-    blocks_total: int = 0
-    blocks_used: int = 0
-    blocks_cached: int = 0
-    blocks_free: int = 0
+    swapped: int = 0
+    waiting_by_reason: dict[str, int] = {}
+    blocks: dict[str, TierBlocks] = {}
     blocks_shared: int = 0
     blocks_saved: int = 0
+    blocks_by_tenant: dict[str, int] = {}
     slots_filled: int = 0
     steps: int = 0
     step_seconds: float = 0.0
     prompt_tokens: int = 0
     generated_tokens: int = 0
     prefix_queries: int = 0
-    prefix_hits: int = 0
-    preemptions: int = 0
+    prefix_hits: dict[str, int] = {}
+    prefix_misses: dict[str, int] = {}
+    preemptions: list[tuple[str, str, int]] = []
     recomputed_tokens: int = 0
+    swapped_tokens: int = 0
+    swap_full: int = 0
     evictions: int = 0
-    copies: int = 0
+    copies: dict[str, int] = {}
+    copies_lost: int = 0
     forks: int = 0
     deduplicated: int = 0
+    pins: int = 0
+    pins_ended: dict[str, int] = {}
     finished: dict[str, int] = {}
     unknown_aborts: int = 0
+
+    @property
+    def device(self) -> TierBlocks:
+        """The device's blocks."""
+        return self.blocks.get("device", TierBlocks())
+
+    @property
+    def num_preemptions(self) -> int:
+        """Preemptions of all kinds."""
+        return sum(count for _, _, count in self.preemptions)
 
 
 class LoadProgress(msgspec.Struct, frozen=True, tag="progress"):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from octavo.config import EngineConfig
+from octavo.engine.disk_store import check_folder
 from octavo.engine.memory import free_host_memory, plan_pool
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.resolve import resolve
@@ -44,5 +45,8 @@ def prepare_model(config: EngineConfig, progress: Callable[[str], None] = lambda
     if config.execution.device == "cpu" or (config.execution.device == "auto" and not _GPU_DRIVER.exists()):
         # A GPU's memory is measured by the engine; asking for it takes torch.
         weights = shape.num_parameters * SERVED_DTYPES[shape.served_dtype(config.model.dtype)]
-        plan_pool(config, shape, free=free_host_memory() - weights, device="cpu")
+        free = free_host_memory() - weights
+        plan_pool(config, shape, free=free, free_host=free, device="cpu")
+    if config.cache.swap_dir is not None:
+        check_folder(Path(config.cache.swap_dir), config.cache.swap_disk)
     return PreparedModel(found.path, found.name)

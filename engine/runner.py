@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from octavo.block_manager.tiers import Transfer, TransferOutcome, TransferTiming
 from octavo.engine.batch import InputBuffers
 from octavo.engine.kv_cache import KVCache
 from octavo.engine.sampler import Sampler
 from octavo.kernels.attention import Backend, PagedBatch, warm_up
 from octavo.models.decoder import Decoder
-from octavo.scheduler.plan import StepPlan
+from octavo.scheduler.plan import Sampled, StepPlan
 
 
 class ModelRunner:
@@ -62,8 +64,21 @@ class ModelRunner:
         self._decoder.logits(self._decoder.forward(tokens, tokens, self._kv_cache.layers, batch))
 
     @torch.inference_mode()
-    def execute(self, plan: StepPlan) -> npt.NDArray[np.int32]:
-        """Runs one step and returns int32 ``[num_samples]``, a token for each of ``plan.sample_rows``."""
+    def measure_transfers(self) -> tuple[TransferTiming, ...]:
+        """Times a few copies between the tiers in each direction, before any request owns a block.
+
+        A direction that does not exist, or whose blocks are all lost, has no timing.
+        """
+        return self._kv_cache.measure_transfers()
+
+    @torch.inference_mode()
+    def transfer(self, transfers: Sequence[Transfer]) -> TransferOutcome:
+        """Copies blocks between the tiers, as if one after another; see `TierTransfers.run`."""
+        return self._kv_cache.transfer(transfers)
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan) -> Sampled:
+        """Runs one step and returns what it sampled for each of ``plan.sample_rows``."""
         self._kv_cache.copy(plan.copies)
         step = self._inputs.build(plan)
         hidden = self._decoder.forward(step.input_ids, step.positions, self._kv_cache.layers, step.paged)
@@ -71,6 +86,6 @@ class ModelRunner:
             # Nothing below waits for the GPU, and the next step overwrites the buffers that this one still reads.
             if hidden.is_cuda:
                 torch.cuda.current_stream().synchronize()
-            return np.empty(0, dtype=np.int32)
+            return Sampled(np.empty(0, dtype=np.int32))
         logits = self._decoder.logits(hidden[step.last_tokens])
         return self._sampler.sample(logits, plan.sample_rows)

@@ -1,4 +1,4 @@
-"""Logits to tokens: greedy, temperature, top-k, top-p, min-p, reproducible by seed.
+"""Logits to tokens, log-probabilities and beams: greedy, temperature, top-k, top-p, min-p, reproducible by seed.
 
 Each token needs one uniform number, a hash of (seed of the sequence, position), and is found by inverting the
 cumulative distribution of its own row. So equal logits give a seeded request equal tokens, whatever else is in the
@@ -8,12 +8,15 @@ batch and after any preemption, and no generator state has to be kept per sequen
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from octavo.scheduler.plan import Sampled
 from octavo.scheduler.rows import Rows
 
 # Truncated rows (top-k, top-p, min-p) look at this many likeliest tokens first, and at all only if those do not
@@ -43,6 +46,10 @@ class _Truncation:
 class Sampler:
     """Samples one token for each row of logits.
 
+    It answers with a `Sampled`: the tokens, their log-probabilities for rows that want them, and for the rows of a beam
+    search the likeliest next tokens, of which the scheduler makes beams. What no row asks for is None, and costs
+    nothing. The token of a beam search's row is the likeliest one, whatever its temperature.
+
     Args:
         rows: The scheduler's running sequences; their sampling parameters are read from it.
         eos_token_ids: Tokens that must not come before a row's ``min_len``.
@@ -52,7 +59,7 @@ class Sampler:
         self._rows = rows
         self._eos = eos_token_ids
 
-    def sample(self, logits: Tensor, rows: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    def sample(self, logits: Tensor, rows: npt.NDArray[np.int32]) -> Sampled:
         """Chooses the next token of each row.
 
         Args:
@@ -60,16 +67,15 @@ class Sampler:
             rows: int32 ``[num_samples]``, the sequences' rows.
 
         Returns:
-            int32 ``[num_samples]`` on the host.
+            Arrays on the host, which cross over to it in one transfer.
         """
         self._forbid_early_stops(logits, rows)
         tokens = logits.argmax(dim=-1)
-        sampled = np.flatnonzero(self._rows.temperature[rows] > 0)
+        sampled = np.flatnonzero((self._rows.temperature[rows] > 0) & (self._rows.beam_width[rows] == 0))
         if len(sampled):
             where = torch.from_numpy(sampled).to(logits.device)
             tokens[where] = self._sample_randomly(logits[where], rows[sampled])
-        host: npt.NDArray[np.int32] = tokens.to(torch.int32).cpu().numpy()
-        return host
+        return self._answer(logits, tokens, rows)
 
     def _forbid_early_stops(self, logits: Tensor, rows: npt.NDArray[np.int32]) -> None:
         for i in np.flatnonzero(self._rows.num_tokens[rows] < self._rows.min_len[rows]).tolist():
@@ -78,6 +84,22 @@ class Sampler:
             sampling = owner.request.sampling
             stops = [*sampling.stop_token_ids, *([] if sampling.ignore_eos else self._eos)]
             logits[i, stops] = -torch.inf
+
+    def _answer(self, logits: Tensor, tokens: Tensor, rows: npt.NDArray[np.int32]) -> Sampled:
+        beam_widths = self._rows.beam_width[rows]
+        wanted, beams = np.flatnonzero(self._rows.wants_logprobs[rows]), np.flatnonzero(beam_widths)
+        found = {"tokens": tokens.to(torch.int32)}
+        if len(wanted):
+            found["logprobs"] = _logprobs(_take(logits, wanted), _take(tokens, wanted).unsqueeze(-1))
+        if len(beams):
+            width = 2 * int(beam_widths.max())
+            found["beam_tokens"], found["beam_logprobs"] = _likeliest(_take(logits, beams), width)
+        host = _to_host(found)
+        if len(wanted):
+            logprobs = np.zeros(len(rows), dtype=np.float32)
+            logprobs[wanted] = host["logprobs"].squeeze(-1)
+            host["logprobs"] = logprobs
+        return Sampled(**host)
 
     def _sample_randomly(self, logits: Tensor, rows: npt.NDArray[np.int32]) -> Tensor:
         columns, device = self._rows, logits.device
@@ -137,6 +159,59 @@ def _invert(weights: Tensor, numbers: Tensor) -> Tensor:
     cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
     choice = torch.searchsorted(cumulative, numbers * cumulative[:, -1:], right=True).squeeze(-1)
     return choice.clamp_(max=weights.shape[-1] - 1)
+
+
+def _logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probabilities of ``tokens`` ``[num_rows, k]`` in each row's distribution, in the same shape."""
+    total = torch.logsumexp(logits, dim=-1, keepdim=True)
+    # Where every token is forbidden the total is −inf, and −inf less −inf would be NaN.
+    return logits.gather(-1, tokens) - total.clamp_(min=torch.finfo(total.dtype).min)
+
+
+def _likeliest(logits: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The likeliest tokens and their log-probabilities, as in `Sampled`: int32 and float32 ``[num_rows, width]``."""
+    vocab = logits.shape[-1]
+    tokens = _sort_keys(logits).topk(min(width, vocab), dim=-1).indices
+    logprobs = _logprobs(logits, tokens)
+    tokens = tokens.to(torch.int32)
+    if (missing := width - vocab) > 0:
+        return pad(tokens, (0, missing)), pad(logprobs, (0, missing), value=-torch.inf)
+    return tokens, logprobs
+
+
+def _sort_keys(logits: Tensor) -> Tensor:
+    """int64 of the logits' shape: greater for a greater logit, and for a lower id among equal ones.
+
+    `topk` takes any of equals, and which ones may change with its k, so with the company a row is in. Equals are
+    common: from 16 to 32, bfloat16 has but 128 numbers.
+
+        bit  63 ........ 32   31 ............ 0
+             logit, ordered   vocab − 1 − token
+    """
+    bits = logits.view(torch.int32)
+    # Read as an integer, a float32 keeps its order if positive; flipping what follows the sign turns negatives round.
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    last_first = torch.arange(logits.shape[-1] - 1, -1, -1, device=logits.device)
+    return ordered.to(torch.int64).mul_(1 << 32).add_(last_first)
+
+
+def _take(values: Tensor, chosen: npt.NDArray[np.intp]) -> Tensor:
+    """The chosen rows; no copy if they are all."""
+    if len(chosen) == len(values):
+        return values
+    # Unlike a plain copy to the GPU, this one does not wait for the step; from pageable memory it is still safe.
+    return values[torch.from_numpy(chosen).to(values.device, non_blocking=True)]
+
+
+def _to_host(tensors: dict[str, Tensor]) -> dict[str, npt.NDArray[Any]]:
+    """Copies int32 and float32 tensors to the host as one: each transfer waits for the GPU and costs a round trip."""
+    words = [tensor.reshape(-1).view(torch.int32) for tensor in tensors.values()]
+    packed = (torch.cat(words) if len(words) > 1 else words[0]).cpu().numpy()
+    parts = np.split(packed, np.cumsum([len(part) for part in words])[:-1])
+    return {
+        name: part.view(np.float32 if tensor.is_floating_point() else np.int32).reshape(tensor.shape)
+        for (name, tensor), part in zip(tensors.items(), parts, strict=True)
+    }
 
 
 def _column(values: npt.NDArray[np.generic], device: torch.device) -> Tensor:

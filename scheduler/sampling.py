@@ -27,6 +27,10 @@ class SamplingParams:
         seed: Makes sampling reproducible, whatever else is in the batch. None: drawn by the engine.
         stop_token_ids: Tokens that end the sequence, beside the model's own end-of-sequence tokens.
         ignore_eos: Go on after the model's end-of-sequence tokens (for benchmarks).
+        best_of: Sequences to sample, of which the n likeliest per token are given out when all have ended; None: n.
+        beam_width: Search for the likeliest outputs with so many beams instead of sampling; 0: sample. Its n best
+            are given out when the search has ended.
+        length_penalty: Beams are compared by log-probability / length ** this.
 
     Raises:
         InvalidRequestError: A value is out of range; names the field, the value and the range.
@@ -42,6 +46,9 @@ class SamplingParams:
     seed: int | None = None
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    best_of: int | None = None
+    beam_width: int = 0
+    length_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         self._check_whole("n", 1, MAX_N)
@@ -52,6 +59,8 @@ class SamplingParams:
         self._check_whole("top_k", -1, 2**31 - 1)
         self._check_real("top_p", 0.0, 1.0, above=True)
         self._check_real("min_p", 0.0, 1.0)
+        self._check_real("length_penalty", -10.0, 10.0)
+        self._check_choice()
         if self.seed is not None:
             self._check_whole("seed", -MAX_SEED - 1, MAX_SEED)
         if type(self.ignore_eos) is not bool:
@@ -69,6 +78,33 @@ class SamplingParams:
             raise InvalidRequestError(
                 f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})", param="min_tokens"
             )
+
+    def _check_choice(self) -> None:
+        """The parameters by which outputs are chosen among several."""
+        if self.best_of is not None:
+            self._check_whole("best_of", self.n, MAX_N)
+        self._check_whole("beam_width", 0, MAX_N)
+        if not self.beam_width:
+            return
+        if self.n > self.beam_width:
+            raise InvalidRequestError(f"n ({self.n}) must not exceed beam_width ({self.beam_width})", param="n")
+        if self.best_of is not None:
+            raise InvalidRequestError("best_of and beam_width exclude each other", param="best_of")
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that run for one request."""
+        return self.beam_width or self.best_of or self.n
+
+    @property
+    def chooses(self) -> bool:
+        """Whether outputs are given out at the end, when it is known which are the best."""
+        return self.num_sequences > self.n or self.beam_width > 0
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether the log-probability of each sampled token has to be known."""
+        return self.chooses and not self.beam_width
 
     @property
     def greedy(self) -> bool:

@@ -2,85 +2,68 @@
 
 There are no phases. Every running sequence has ``num_computed`` tokens in the KV cache and ``num_tokens`` known
 ones, and each step lets the first chase the second within the token budget. Decode (one token missing), chunked
-prefill (many missing), prefix hits (fewer missing) and resumption after a preemption (many missing again) are
-one case.
+prefill (many missing), prefix hits (fewer missing), swapping in, and resumption after a preemption (many missing
+again) are one case.
 
 A step goes through the running sequences first, so that nobody who waits takes from those who run:
 
 1. Sequences that compute one token get a block if they cross into one, or a copy if they share theirs. When no
-   block is left, the sequence that arrived last gives way: its blocks are released and it waits again.
-2. Sequences with more to compute get a chunk each, in order of arrival. Their blocks are reserved already.
-3. If nobody had to give way, waiting sequences are admitted in order, each with its cached prefix.
+   block is left, somebody gives way (`Growth`, `Preemption`).
+2. Sequences with more to compute get a chunk each, in the policy's order. Their blocks are reserved already.
+3. If nobody had to give way, waiting sequences are let in, each with its cached prefix (`Admission`).
 """
 
 from __future__ import annotations
 
-import bisect
-import math
 import random
-from collections import Counter, deque
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 
-from octavo.block_manager.manager import BlockCopy, BlockManager, PrefixMatch
+from octavo.block_manager.manager import BlockCopy, BlockManager
+from octavo.block_manager.pins import Pin
+from octavo.block_manager.tiers import Place, Tier, Transfer, TransferTiming
 from octavo.config import SchedulerConfig
-from octavo.errors import QueueFullError
-from octavo.scheduler.plan import Finished, Int32s, StepPlan, StepResult
-from octavo.scheduler.queue import WaitingQueue
-from octavo.scheduler.request import FinishReason, Request, Sequence, SequenceState, Tokens
+from octavo.errors import InvalidRequestError, PinBudgetError, QueueFullError
+from octavo.scheduler.admission import Admission
+from octavo.scheduler.beams import Beams
+from octavo.scheduler.choice import give_out, joined
+from octavo.scheduler.decisions import Wait, WaitReason
+from octavo.scheduler.faults import Suspects
+from octavo.scheduler.forks import Forks
+from octavo.scheduler.growth import Growth
+from octavo.scheduler.pinning import Pinning
+from octavo.scheduler.plan import Finished, Float32s, Int32s, Sampled, StepPlan, StepResult
+from octavo.scheduler.preemption import Preemption
+from octavo.scheduler.queue import make_queue
+from octavo.scheduler.request import Candidate, FinishReason, Request, Sequence, SequenceState, Tokens
 from octavo.scheduler.rows import Rows
 from octavo.scheduler.sampling import SamplingParams
-from octavo.scheduler.validation import check_length, check_prompt
+from octavo.scheduler.state import Running, SchedulerCounters, State
+from octavo.scheduler.tenants import Tenants
+from octavo.scheduler.validation import check_length, check_prompt, largest_search
 
-# A sequence that was part of so many failed steps is taken for their cause, even if it never failed alone.
-_MAX_FAILURES = 3
-
-# A waiting sequence that lacked blocks looks its prefix up again when enough blocks have become available, and
-# otherwise once in so many steps, since others may have computed its prefix meanwhile.
-_RETRY_STEPS = 16
-
-
-@dataclass(slots=True)
-class SchedulerCounters:
-    """Totals since the start.
-
-    Attributes:
-        prompt_tokens: Prompt tokens computed: without prefix hits, and once more when computed once more.
-        generated_tokens: Tokens sampled.
-        recomputed_tokens: Tokens that preempted sequences had to compute again, prompt and output.
-    """
-
-    steps: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    preemptions: int = 0
-    recomputed_tokens: int = 0
-    forks: int = 0
-    unknown_aborts: int = 0
-
-
-@dataclass(slots=True)
-class _Blocked:
-    """The waiting sequence that lacked blocks, and when looking again makes sense."""
-
-    sequence: Sequence
-    available: int
-    step: int
+# Steps between two looks at whether lower tiers are worth coming back from.
+_JUDGE_TIERS_STEPS = 16
 
 
 class Scheduler:
     """Decides what each step computes.
 
     Args:
-        config: Limits on sequences, tokens and waiting requests.
+        config: Limits on sequences, tokens and waiting requests, and the policies.
         manager: The block manager, with ``config.max_num_seqs`` rows.
         max_model_len: The longest sequence, prompt and output.
         vocab_size: Token ids lie in ``[0, vocab_size)``.
         eos_token_ids: The model's end-of-sequence tokens.
         seed: For requests without a seed of their own.
+        clock: Seconds, monotonic.
+
+    Attributes:
+        state: What its parts share; `costs` and `decisions` are there to be read.
     """
 
     def __init__(
@@ -92,79 +75,132 @@ class Scheduler:
         vocab_size: int,
         eos_token_ids: Iterable[int] = (),
         seed: int = 0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
         self.manager = manager
         self.max_model_len = max_model_len
         self.rows = Rows(config.max_num_seqs, max_model_len)
-        self.waiting = WaitingQueue()
-        self.counters = SchedulerCounters()
-        self.finished: Counter[str] = Counter()
+        waiting = make_queue(config.policy)
+        self.state = State(config, manager, self.rows, Running(waiting.order), waiting, Tenants(config.tenants), clock)
+        self.pinning = Pinning(self.state)
         self._eos = np.zeros(vocab_size, dtype=np.bool_)
-        self._eos[list(eos_token_ids)] = True
+        eos_token_ids = list(eos_token_ids)
+        self._eos[eos_token_ids] = True
         self._random = random.Random(seed)
-        self._requests: dict[int, Request] = {}
         self._arrivals = 0
-        self._running: list[Sequence] = []  # in order of arrival
-        self._running_rows: Int32s | None = None  # their rows; None: to be rebuilt
-        self._forked: set[int] = set()  # rows that may share the block they write to next
-        # Were in a failed step; each runs one step alone, at the head of this queue until that step is done.
-        self._suspects: deque[Sequence] = deque()
-        self._forks: dict[int, list[Sequence]] = {}  # row -> siblings to fork off when this step is done
-        self._blocked: _Blocked | None = None
-        self._watermark = math.ceil(config.watermark_ratio * manager.pool.num_blocks)
+        self._beams = Beams(self.state, frozenset(eos_token_ids))
+        self._preemption = Preemption(self.state, self._beams)
+        self._growth = Growth(self.state, self._preemption)
+        self._admission = Admission(self.state, self._preemption, self._beams)
+        self._forks = Forks(self.state, self._admission.watermark)
+        self._suspects = Suspects(self.state, self._preemption, self._admission, self._beams)
+        self._returning: dict[int, Sequence] = {}  # row -> a preempted sequence that catches up
 
     # ── what the outside asks for ─────────────────────────────────────────────────────────────────────────
 
     @property
+    def counters(self) -> SchedulerCounters:
+        """Totals since the start."""
+        return self.state.counters
+
+    @property
     def num_running(self) -> int:
         """Sequences that have a row."""
-        return len(self._running)
+        return len(self.state.running)
 
     @property
     def num_waiting(self) -> int:
-        """Sequences that wait, preempted ones included."""
-        return len(self.waiting) + len(self._suspects)
+        """Sequences that wait, preempted and swapped-out ones included."""
+        return len(self.state.waiting) + len(self._suspects)
+
+    @property
+    def num_swapped(self) -> int:
+        """Waiting sequences whose KV lies in a lower tier."""
+        return sum(sequence.swapped is not None for sequence in self._waiting())
 
     @property
     def has_work(self) -> bool:
         """Whether `schedule` has anything to plan."""
-        return bool(self._running or self.num_waiting)
+        return bool(self.num_running or self.num_waiting)
 
-    def largest_request(self) -> int:
-        """The most tokens (prompt + output) that a request may ask for: the window, or what the pool can hold."""
+    def largest_request(self, tenant: str = "") -> int:
+        """The most tokens (prompt + output) that a request may ask for: the window, or what its tenant may hold."""
         # The last sampled token is returned and never computed, so it needs no slot.
-        return min(self.max_model_len, self.manager.max_tokens + 1)
+        return min(self.max_model_len, self.manager.max_tokens(self.state.tenants.named(tenant).index) + 1)
 
-    def add(self, key: int, prompt: Many[int] | Tokens, sampling: SamplingParams, salt: str = "") -> None:
+    def add(
+        self,
+        key: int,
+        prompt: Many[int] | Tokens,
+        sampling: SamplingParams,
+        salt: str = "",
+        *,
+        tenant: str = "",
+        priority: int = 0,
+        pin_ttl: float | None = None,
+    ) -> None:
         """Queues a request.
 
         Args:
             key: A number that is unique among live requests.
             prompt: At least one token id.
+            salt: Requests with different salts never share blocks; nor do those of different tenants.
+            tenant: Whose request it is; "" is the default tenant.
+            priority: Smaller is more urgent, under that policy.
+            pin_ttl: Seconds for which to pin the prompt's full blocks once they are computed.
 
         Raises:
-            InvalidRequestError: The prompt is empty or holds an id outside the vocabulary.
+            InvalidRequestError: The prompt is empty or holds an id outside the vocabulary, or there is no such tenant.
             NeverFitsError: No amount of waiting would make room for it.
             QueueFullError: Too many wait already.
         """
+        owner = self.state.tenants.named(tenant)
         tokens = check_prompt(prompt, sampling, vocab_size=len(self._eos))
-        limit = check_length(len(tokens), sampling, largest=self.largest_request())
+        limit = check_length(len(tokens), sampling, largest=self._largest(len(tokens), sampling, tenant))
+        if pin_ttl is not None:
+            self.pinning.check(len(tokens), pin_ttl)
         if self.num_waiting >= self.config.max_waiting:
             raise QueueFullError(f"{self.num_waiting} sequences are waiting already, the most this server allows")
-        assert key not in self._requests, f"request {key} exists already"
-        seed = sampling.seed if sampling.seed is not None else self._random.getrandbits(63)
-        request = Request(key, self._arrivals, tokens, sampling, limit, seed, salt, unforked=sampling.n - 1)
+        assert key not in self.state.requests, f"request {key} exists already"
+        request = Request(
+            key=key,
+            number=self._arrivals,
+            prompt=tokens,
+            sampling=sampling,
+            limit=limit,
+            seed=sampling.seed if sampling.seed is not None else self._random.getrandbits(63),
+            tenant=owner,
+            salt=salt,
+            priority=priority,
+            arrival=self.state.clock(),
+            pin_ttl=pin_ttl,
+            unforked=0 if sampling.beam_width else sampling.num_sequences - 1,
+        )
         self._arrivals += 1
-        self._requests[key] = request
-        self.waiting.push(self._new_sequence(request, 0))
+        self.state.requests[key] = request
+        self.state.waiting.push(self.state.new_sequence(request, 0))
+
+    def _largest(self, num_prompt: int, sampling: SamplingParams, tenant: str) -> int:
+        """The most tokens that a request with this prompt may come to."""
+        largest, width = self.largest_request(tenant), sampling.beam_width
+        if width > self.config.max_num_seqs:
+            raise InvalidRequestError(
+                f"beam_width {width} needs as many running sequences, and this server runs {self.config.max_num_seqs}",
+                param="beam_width",
+            )
+        if width < 2:
+            return largest
+        capacity = self.manager.quota.capacity(self.state.tenants.named(tenant).index)
+        search = largest_search(num_prompt, width, block_size=self.manager.block_size, capacity=capacity)
+        return min(largest, search)
 
     def abort(self, key: int) -> bool:
         """Ends a request and frees its blocks; False (and counted) if there is no such request.
 
         Not between `schedule` and `update`; nor is `end_sequence`.
         """
-        request = self._requests.get(key)
+        request = self.state.requests.get(key)
         if request is None:
             self.counters.unknown_aborts += 1
             return False
@@ -174,128 +210,232 @@ class Scheduler:
 
     def end_sequence(self, key: int, index: int) -> None:
         """Ends one sequence as "stop": whoever reads its text has seen enough. Unknown ones are ignored."""
-        request = self._requests.get(key)
+        request = self.state.requests.get(key)
         for sequence in list(request.sequences) if request is not None else ():
             if sequence.index == index:
                 self._finish(sequence, FinishReason.STOP)
+
+    def pin(self, tokens: Many[int] | Tokens, ttl: float, *, tenant: str = "", salt: str = "") -> Pin | None:
+        """Keeps the full blocks of some tokens for ``ttl`` seconds, if they are cached.
+
+        Returns:
+            The pin; None if the tokens are not all cached: `add` them with ``pin_ttl`` then.
+
+        Raises:
+            InvalidRequestError: The tokens fill no block, ``ttl`` is no positive number, or there is no such tenant.
+            NeverFitsError: More blocks than may ever be pinned.
+            PinBudgetError: Other pins leave too little of the budget.
+        """
+        owner = self.state.tenants.named(tenant)
+        self.pinning.check(len(tokens), ttl)
+        return self.pinning.pin(np.asarray(tokens, dtype=np.int32), ttl, owner, salt)
+
+    def invalidate(self, *, tenant: str = "", salt: str | None = None, tokens: Many[int] | None = None) -> int:
+        """Forgets what is cached for a tenant, for one of its salts, or from a prefix on; returns how many blocks.
+
+        Not between `schedule` and `update`.
+
+        Args:
+            salt: Only this one; None for all of the tenant's.
+            tokens: Only the last full block of these tokens and all that follows it.
+
+        Raises:
+            InvalidRequestError: There is no such tenant.
+        """
+        index = self.state.tenants.named(tenant).index
+        if tokens is None:
+            return self.manager.invalidate_namespaces(index, salt)
+        return self.manager.invalidate_prefix(np.asarray(tokens, dtype=np.int32), salt or "", index)
+
+    def explain_waits(self) -> dict[int, Wait]:
+        """Stream → why it waits, for every waiting sequence; those that no step has looked at are behind others."""
+        waits: dict[int, Wait] = {}
+        first: int | None = None
+        for sequence in self.state.waiting.in_turn():
+            wait, first = sequence.wait, sequence.stream if first is None else first
+            if wait.reason is WaitReason.NEW and first != sequence.stream:
+                wait = Wait(WaitReason.BEHIND, behind=first, step=self.counters.steps)
+            elif wait.behind is not None and wait.behind not in waits:
+                wait = replace(wait, behind=None)  # it has gone since
+            waits[sequence.stream] = wait
+        for suspect in self._suspects:
+            if suspect.state is not SequenceState.RUNNING:
+                waits[suspect.stream] = Wait(WaitReason.ISOLATION, step=self.counters.steps)
+        return waits
 
     # ── one step ──────────────────────────────────────────────────────────────────────────────────────────
 
     def schedule(self) -> StepPlan | None:
         """Plans the next step; None if no sequence can run.
 
-        Every plan is followed by exactly one call of `update` or `fail`.
+        Every plan is followed by exactly one call of `update` or `fail`, possibly after one of `lose`.
         """
-        if self._suspects:
-            return self._plan_alone(self._suspects[0])
+        self.pinning.expire()
+        self._judge_tiers()
+        self._admission.started.clear()
+        self.state.gave_way.clear()
+        if len(self._suspects):
+            return self._plan(*self._suspects.start_next(self.config.max_num_batched_tokens), [])
+        # Before any copy is planned: a victim's blocks must be complete to be swapped out.
+        self._admission.claim()
         preemptions = self.counters.preemptions
-        copies = self._prepare_decodes()
+        copies = self._growth.prepare()
+        grown = self.counters.preemptions == preemptions
         rows, lens = self._split_budget()
         self._publish(rows, lens)
-        if self.counters.preemptions == preemptions:
-            admitted, chunks = self._admit(self.config.max_num_batched_tokens - int(lens.sum()))
+        if grown:
+            admitted, chunks = self._admission.admit(self.config.max_num_batched_tokens - int(lens.sum()))
             rows, lens = np.concatenate((rows, admitted)), np.concatenate((lens, chunks))
+        else:
+            self._admission.note(WaitReason.PREEMPTION)
         return self._plan(rows, lens, copies)
 
-    def update(self, plan: StepPlan, sampled: Int32s) -> StepResult:
+    def lose(self, plan: StepPlan, lost: Many[Transfer]) -> StepPlan | None:
+        """Takes in that some of the plan's transfers did not arrive, before anything was computed.
+
+        Whoever was let in with this step starts over, without what was lost; nobody else can have read it.
+
+        Returns:
+            What is left of the plan; None if nothing is.
+        """
+        self.manager.tiers.lost += len(lost)
+        ends = [Place(*end) for transfer in lost for end in (transfer[:2], transfer[2:])]
+        for place in {place for place in ends if place.tier is not Tier.DEVICE}:
+            self.manager.tiers.forget(place)
+            for sequence in self._waiting():
+                if sequence.swapped is not None and place in sequence.swapped.places:
+                    self.state.drop_swapped(sequence)
+                    sequence.become(SequenceState.PREEMPTED)
+        if all(transfer.target is not Tier.DEVICE for transfer in lost):
+            return plan
+        started = set(self._admission.started)
+        gone = started | self._forks.cancel(started)
+        for row, on_device in reversed(self._admission.started.items()):
+            sequence = self.state.owner(row)
+            self.manager.retract(row, on_device)
+            self._beams.leave_row(sequence)
+            sequence.become(SequenceState.PREEMPTED)
+            self._put_back(sequence)
+        left = plan.without(gone)
+        return left if len(left.rows) else None
+
+    def update(self, plan: StepPlan, sampled: Sampled) -> StepResult:
         """Takes in what a step computed.
 
         Args:
             plan: The plan that was executed.
-            sampled: int32 ``[num_samples]``, a token for each of ``plan.sample_rows``.
+            sampled: A token for each of ``plan.sample_rows``.
         """
         rows, gained = self.rows, plan.sample_rows
         self.counters.prompt_tokens += int(np.clip(rows.prompt_len[plan.rows] - plan.starts, 0, plan.query_lens).sum())
-        self.counters.generated_tokens += len(sampled)
+        self.counters.generated_tokens += len(sampled.tokens)
         rows.num_computed[plan.rows] += plan.query_lens
         for row in self.manager.rows_with_duplicates:
             self.manager.merge_duplicates(row, rows.token_ids[row], int(rows.num_computed[row]))
-        if self._suspects and self._suspects[0].state is SequenceState.RUNNING:
-            self._suspects.popleft()
-        self._fork_siblings()
+        self._suspects.step_done()
+        self._forks.carry_out()
 
+        self.state.tenants.charge_output(rows.tenant[gained])
+        started, pinned = self._started(gained[rows.num_tokens[gained] == rows.prompt_len[gained]])
+        if sampled.beam_tokens is None:
+            chosen, result = [], self._append(gained, sampled.tokens, sampled.logprobs)
+        else:
+            sampling = rows.beam_width[gained] == 0
+            logprobs = None if sampled.logprobs is None else sampled.logprobs[sampling]
+            chosen = self._advance_beams(gained[~sampling], sampled)
+            result = self._append(gained[sampling], sampled.tokens[sampling], logprobs)
+        return joined([StepResult(started=started, pinned=pinned), result, *chosen])
+
+    def _started(self, rows: Int32s) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]:
+        """What to tell of sequences whose prompt is complete: their prefix hits, and the pins that were wished for."""
+        owners = [self.state.owner(row) for row in rows.tolist()]
+        started = [(s.stream, s.cached_tokens) for s in owners if s.index < s.request.sampling.n]
+        pinned = [pin for sequence in owners if (pin := self._pin_prompt(sequence)) is not None]
+        return tuple(started), tuple(pinned)
+
+    def _append(self, gained: Int32s, tokens: Int32s, logprobs: Float32s | None) -> StepResult:
+        """Gives each of these rows its next token, and ends those that have come to their end."""
+        rows = self.rows
         lengths = rows.num_tokens[gained]
-        first = np.flatnonzero(lengths == rows.prompt_len[gained]).tolist()
-        started = [(int(rows.stream[gained[i]]), self._owner(gained[i]).cached_tokens) for i in first]
-        rows.token_ids[gained, lengths] = sampled
+        rows.token_ids[gained, lengths] = tokens
         rows.num_tokens[gained] = lengths + 1
         streams = rows.stream[gained]
-        return StepResult(streams, sampled, tuple(started), tuple(self._finish_ended(gained, lengths + 1, sampled)))
+        told = ~rows.withheld[gained]
+        if told.all():
+            return StepResult(streams, tokens, finished=tuple(self._finish_ended(gained, lengths + 1, tokens)))
+        assert logprobs is not None, "outputs cannot be chosen without log-probabilities"
+        for row, logprob in zip(gained[~told].tolist(), logprobs[~told].tolist(), strict=True):
+            self.state.owner(row).logprob += logprob
+        requests = {self.state.owner(row).request.key: self.state.owner(row).request for row in gained[~told].tolist()}
+        finished = self._finish_ended(gained, lengths + 1, tokens)
+        complete = [give_out(request) for key, request in requests.items() if key not in self.state.requests]
+        return joined([StepResult(streams[told], tokens[told], finished=tuple(finished)), *complete])
+
+    def _advance_beams(self, gained: Int32s, sampled: Sampled) -> list[StepResult]:
+        """Carries every beam search one step on; returns what comes of those that are done."""
+        assert sampled.beam_tokens is not None
+        assert sampled.beam_logprobs is not None
+        searches: dict[int, list[int]] = {}  # request -> its places in ``gained``
+        for place, row in enumerate(gained.tolist()):
+            searches.setdefault(self.state.owner(row).request.key, []).append(place)
+        done = []
+        for key, places in searches.items():
+            request, beams = self.state.requests[key], [self.state.owner(gained[place]) for place in places]
+            width = 2 * request.sampling.beam_width
+            tokens, logprobs = sampled.beam_tokens[places, :width], sampled.beam_logprobs[places, :width]
+            if self._beams.advance(beams, tokens, logprobs):
+                self._beams.end(request)
+                self.state.finished.update(output.reason for output in request.outputs[: request.sampling.n])
+                done.append(give_out(request))
+        return done
 
     def fail(self, plan: StepPlan, error: str) -> StepResult:
-        """Takes in that a step could not be executed.
-
-        A step of one sequence has found its culprit, and the whole request fails. Otherwise all sequences of the
-        step start over, each alone for one step, so that only the culprit fails; what they computed in earlier
-        steps is still cached. Who was in several failed steps of which nobody was the culprit fails as well, or a
-        fault that only a full batch shows would repeat for ever.
-        """
-        self._unplan_forks()
-        members = [self._owner(row) for row in plan.rows.tolist()]
+        """Takes in that a step could not be executed; see `octavo.scheduler.faults`."""
+        self._forks.cancel()
+        members = [self.state.owner(row) for row in plan.rows.tolist()]
         for sequence in members:
             self.manager.retract(sequence.row, int(self.rows.num_computed[sequence.row]))
-        if self._suspects and self._suspects[0] in members:
-            self._suspects.popleft()
-        failed = []
-        for sequence in members:
-            if sequence.state is SequenceState.FINISHED:  # a sibling's failure took it along
-                continue
-            sequence.failures += 1
-            if len(members) > 1 and sequence.failures < _MAX_FAILURES:
-                self._leave_row(sequence)
-                sequence.become(SequenceState.PREEMPTED)
-                self._suspects.append(sequence)
-            else:
-                failed.append(Finished(sequence.stream, FinishReason.ERROR, error=error))
-                for sibling in list(sequence.request.sequences):
-                    self._finish(sibling, FinishReason.ERROR)
-                if len(members) == 1:
-                    self._exonerate()
-        return StepResult(finished=tuple(failed))
+        self.manager.retract_orphans(plan.rows.tolist())
+        failed, told = self._suspects.take_failure(members, error)
+        for sequence in failed:
+            self._finish(sequence, FinishReason.ERROR)
+        if len(members) == 1 and failed:
+            self._suspects.exonerate()
+        return StepResult(finished=tuple(told))
 
-    def _exonerate(self) -> None:
-        """The culprit is found: what the others failed with it is not held against them."""
-        for request in self._requests.values():
-            for sequence in request.sequences:
-                sequence.failures = 0
+    def observe(self, plan: StepPlan, seconds: float, timings: Iterable[TransferTiming] = ()) -> None:
+        """Takes in how long a step took, before its `update`: what things cost is predicted from it.
 
-    # ── step 1: one-token sequences get their block ───────────────────────────────────────────────────────
+        Args:
+            seconds: Of the computation. timings: of the transfers.
+        """
+        costs = self.state.costs
+        costs.observe_step(plan, seconds)
+        per_block = {}
+        for timing in timings:
+            costs.observe_transfer(timing)
+            per_block[timing.source, timing.target] = timing.seconds / timing.num_blocks
+        for record, direction in self.state.moves:
+            record.actual += per_block.get(direction, 0.0)
+        self.state.moves.clear()
+        self._charge_returns(plan, seconds)
 
-    def _prepare_decodes(self) -> list[BlockCopy]:
-        """Gives every one-token sequence a block of its own to write to; preempts until there are enough."""
-        crossing, sharing = self._rows_that_write_elsewhere()
-        while len(crossing) + self.manager.copies_needed(sharing) > self.manager.pool.available:
-            self._preempt(self._running[-1])
-            crossing, sharing = self._rows_that_write_elsewhere()
-        # Nobody gives way from here on, so no block that is a copy's source or destination changes hands.
-        for row in crossing:
-            self.manager.grow(row)
-        self._forked.clear()
-        return [copy for row, position in sharing if (copy := self.manager.make_writable(row, position))]
+    # ── the parts of a step ───────────────────────────────────────────────────────────────────────────────
 
-    def _rows_that_write_elsewhere(self) -> tuple[list[int], list[tuple[int, int]]]:
-        """One-token rows that cross into a new block, and (row, position) of those that may share theirs."""
-        rows = self._rows_in_order()
-        position = self.rows.num_computed[rows]
-        single = self.rows.num_tokens[rows] - position == 1
-        crosses = single & (position >= self.manager.tables.lengths[rows] * self.manager.block_size)
-        crossing: list[int] = rows[crosses].tolist()
-        shares = np.isin(rows, list(self._forked)) & single & ~crosses if self._forked else np.zeros_like(single)
-        return crossing, list(zip(rows[shares].tolist(), position[shares].tolist(), strict=True))
-
-    def _preempt(self, victim: Sequence) -> None:
-        """Takes a running sequence's blocks and lets it wait for its turn again; what it has is recomputed."""
-        victim.preemptions += 1
-        self.counters.preemptions += 1
-        self._leave_row(victim)
-        victim.become(SequenceState.PREEMPTED)
-        self.waiting.push(victim)
-
-    # ── step 2: the budget ────────────────────────────────────────────────────────────────────────────────
+    def _judge_tiers(self) -> None:
+        """Finds out from which lower tiers a block comes back sooner than it could be computed anew."""
+        tiers, costs = self.manager.tiers, self.state.costs
+        if not tiers or self.counters.steps % _JUDGE_TIERS_STEPS:
+            return
+        compute = costs.compute_seconds(self.manager.block_size)
+        round_trips = {tier: costs.round_trip_seconds(tier) for tier in tiers.existing}
+        tiers.worthwhile = frozenset(
+            tier for tier, seconds in round_trips.items() if compute is None or seconds is None or seconds < compute
+        )
 
     def _split_budget(self) -> tuple[Int32s, Int32s]:
-        """Rows to compute and tokens for each: one-token sequences first, then chunks in order of arrival."""
-        rows = self._rows_in_order()
+        """Rows to compute and tokens for each: one-token sequences first, then chunks in the policy's order."""
+        rows = self.state.running.rows
         missing = self.rows.num_tokens[rows] - self.rows.num_computed[rows]
         single = missing == 1
         if single.all():
@@ -316,76 +456,6 @@ class Scheduler:
         for row, end in zip(rows[fills].tolist(), after[fills].tolist(), strict=True):
             self.manager.publish(row, self.rows.token_ids[row], end)
 
-    # ── step 3: admission ─────────────────────────────────────────────────────────────────────────────────
-
-    def _admit(self, budget: int) -> tuple[Int32s, Int32s]:
-        """Admits waiting sequences while there are rows, blocks and budget; returns their rows and chunks."""
-        rows, chunks = [], []
-        while budget > 0 and self.rows.available and (sequence := self.waiting.peek()):
-            match = self._find_room(sequence)
-            if match is None:
-                break
-            self.waiting.remove(sequence)
-            row = self._start(sequence, match)
-            chunk = self._first_chunk(row, budget)
-            rows.append(row)
-            chunks.append(chunk)
-            budget -= chunk
-        return np.array(rows, dtype=np.int32), np.array(chunks, dtype=np.int32)
-
-    def _find_room(self, sequence: Sequence) -> PrefixMatch | None:
-        """The sequence's cached prefix if its blocks can be had now, else None."""
-        blocked, available = self._blocked, self.manager.pool.available
-        if (
-            self._running  # with nobody running, nothing will ever change and the watermark does not apply
-            and blocked is not None
-            and blocked.sequence is sequence
-            and available < blocked.available
-            and self.counters.steps < blocked.step
-        ):
-            return None
-        match = self.manager.match_prefix(sequence.tokens, sequence.request.salt)
-        short = self.manager.shortfall(match, len(sequence.tokens), self._watermark if self._running else 0)
-        if short:
-            self._blocked = _Blocked(sequence, available + short, self.counters.steps + _RETRY_STEPS)
-            return None
-        self._blocked = None
-        return match
-
-    def _start(self, sequence: Sequence, match: PrefixMatch) -> int:
-        """Gives a sequence its row and blocks."""
-        hit = len(match.blocks) * self.manager.block_size
-        if sequence.state is SequenceState.WAITING:
-            sequence.cached_tokens = hit
-        else:
-            self.counters.recomputed_tokens += len(sequence.tokens) - hit
-        row = self.rows.occupy(sequence, hit)
-        self.manager.reserve(row, match, len(sequence.tokens))
-        sequence.become(SequenceState.RUNNING)
-        self._insert_running(sequence)
-        return row
-
-    def _first_chunk(self, row: int, budget: int) -> int:
-        """Tokens that a sequence just started computes in this step; publishes the blocks that they fill."""
-        computed = int(self.rows.num_computed[row])
-        chunk = min(budget, int(self.rows.num_tokens[row]) - computed)
-        self.manager.publish(row, self.rows.token_ids[row], computed + chunk)
-        return chunk
-
-    def _plan_alone(self, suspect: Sequence) -> StepPlan:
-        """A step of one sequence, to find out whether it is the one that makes steps fail."""
-        match = self.manager.match_prefix(suspect.tokens, suspect.request.salt)
-        while not self.rows.available or self.manager.shortfall(match, len(suspect.tokens)):
-            self._preempt(self._running[-1])
-            match = self.manager.match_prefix(suspect.tokens, suspect.request.salt)
-        row = self._start(suspect, match)
-        chunk = self._first_chunk(row, self.config.max_num_batched_tokens)
-        plan = self._plan(np.array([row], dtype=np.int32), np.array([chunk], dtype=np.int32), [])
-        assert plan is not None
-        return plan
-
-    # ── plan and result ───────────────────────────────────────────────────────────────────────────────────
-
     def _plan(self, rows: Int32s, lens: Int32s, copies: Many[BlockCopy]) -> StepPlan | None:
         if not len(rows):
             return None
@@ -393,131 +463,99 @@ class Scheduler:
         rows, lens = rows[order], lens[order]
         starts = self.rows.num_computed[rows]
         sample_from = np.flatnonzero(starts + lens == self.rows.num_tokens[rows]).astype(np.int32)
-        sample_rows = rows[sample_from]
-        if self.rows.unforked[sample_rows].any():
-            sample_from, sample_rows = self._plan_forks(rows, sample_from)
+        sample_from, sample_rows = self._forks.plan(rows, sample_from)
         number = self.counters.steps
         self.counters.steps += 1
-        num_decodes = int(np.count_nonzero(lens == 1))
-        return StepPlan(number, rows, starts, lens, num_decodes, sample_from, sample_rows, tuple(copies))
-
-    def _plan_forks(self, rows: Int32s, sample_from: Int32s) -> tuple[Int32s, Int32s]:
-        """Lets the siblings of sequences whose prompt is complete sample from the same logits."""
-        sources, targets = [], []
-        for source in sample_from.tolist():
-            row = int(rows[source])
-            siblings = self._new_siblings(row) if self.rows.unforked[row] else []
-            for target in (row, *(sibling.row for sibling in siblings)):
-                sources.append(source)
-                targets.append(target)
-        return np.array(sources, dtype=np.int32), np.array(targets, dtype=np.int32)
-
-    def _new_siblings(self, row: int) -> list[Sequence]:
-        """Rows for the siblings to fork off this row; those without room wait like any new sequence."""
-        first = self._owner(row)
-        request = first.request
-        self.rows.unforked[row] = False
-        room = min(request.unforked, self.rows.available, self.manager.pool.available - self._watermark)
-        siblings = []
-        for index in range(1, request.unforked + 1):
-            sibling = self._new_sequence(request, index)
-            if index > room:
-                self.waiting.push(sibling)
-                continue
-            sibling.cached_tokens = first.cached_tokens
-            self.rows.occupy(sibling, num_computed=len(request.prompt))
-            siblings.append(sibling)
-        request.unforked = 0
-        if siblings:
-            self._forks[row] = siblings
-        return siblings
-
-    def _fork_siblings(self) -> None:
-        for row, siblings in self._forks.items():
-            self._forked.add(row)
-            for sibling in siblings:
-                self.manager.fork(row, sibling.row)
-                sibling.become(SequenceState.RUNNING)
-                self._insert_running(sibling)
-                self._forked.add(sibling.row)
-                self.counters.forks += 1
-        self._forks.clear()
-
-    def _unplan_forks(self) -> None:
-        for sibling in (s for siblings in self._forks.values() for s in siblings):
-            self.rows.vacate(sibling)
-            self.waiting.push(sibling)
-        self._forks.clear()
+        return StepPlan(
+            number=number,
+            rows=rows,
+            starts=starts,
+            query_lens=lens,
+            num_decodes=int(np.count_nonzero(lens == 1)),
+            sample_from=sample_from,
+            sample_rows=sample_rows,
+            copies=tuple(copies),
+            transfers=self.manager.take_transfers(),
+        )
 
     def _finish_ended(self, gained: Int32s, lengths: Int32s, sampled: Int32s) -> list[Finished]:
         rows = self.rows
         stops = self._eos[sampled] & rows.stops_at_eos[gained]
         for i in np.flatnonzero(rows.has_stop_ids[gained]).tolist():
-            stops[i] |= int(sampled[i]) in self._owner(gained[i]).request.sampling.stop_token_ids
+            stops[i] |= int(sampled[i]) in self.state.owner(gained[i]).request.sampling.stop_token_ids
         stops &= lengths > rows.min_len[gained]
         ended = []
         for i in np.flatnonzero(stops | (lengths >= rows.limit[gained])).tolist():
-            sequence = self._owner(gained[i])
+            sequence = self.state.owner(gained[i])
             reason = FinishReason.STOP if stops[i] else FinishReason.LENGTH
-            ended.append(Finished(sequence.stream, reason, int(sampled[i]) if stops[i] else None))
+            stop = int(sampled[i]) if stops[i] else None
+            if sequence.request.sampling.chooses:
+                output = self.rows.tokens(sequence.row)[len(sequence.request.prompt) :]
+                sequence.request.outputs.append(Candidate(tuple(output.tolist()), sequence.logprob, reason, stop))
+            else:
+                ended.append(Finished(sequence.stream, reason, stop))
             self._finish(sequence, reason)
         return ended
 
+    def _pin_prompt(self, sequence: Sequence) -> tuple[int, int] | None:
+        """Pins a prompt that is complete, if that was wished for: (stream, pin number)."""
+        request = sequence.request
+        if request.pin_ttl is None or sequence.index:
+            return None
+        try:
+            pin = self.pinning.pin(request.prompt, request.pin_ttl, request.tenant, request.salt)
+        except PinBudgetError:
+            pin = None
+        return sequence.stream, pin.number if pin is not None else 0
+
+    def _charge_returns(self, plan: StepPlan, seconds: float) -> None:
+        """Adds this step's share to the cost of preemptions whose victims catch up in it."""
+        for row in self._admission.started:
+            sequence = self.rows.owner[row]
+            if sequence is not None and sequence.record is not None:
+                self._returning[row] = sequence
+        if not self._returning:
+            return
+        lens = dict(zip(plan.rows.tolist(), plan.query_lens.tolist(), strict=True))
+        for row, sequence in list(self._returning.items()):
+            record = sequence.record
+            if sequence.row != row or record is None:
+                del self._returning[row]
+                continue
+            again = min(lens.get(row, 0), max(0, record.tokens - int(self.rows.num_computed[row])))
+            record.recomputed_tokens += again
+            record.actual += seconds * again / plan.num_tokens
+            if int(self.rows.num_computed[row]) + lens.get(row, 0) >= record.tokens:
+                sequence.record = None
+                del self._returning[row]
+
     # ── a sequence's comings and goings ───────────────────────────────────────────────────────────────────
-
-    def _new_sequence(self, request: Request, index: int) -> Sequence:
-        sequence = Sequence(request, index, request.prompt)
-        request.sequences.append(sequence)
-        return sequence
-
-    def _insert_running(self, sequence: Sequence) -> None:
-        bisect.insort(self._running, sequence, key=lambda other: other.order)
-        self._running_rows = None
-
-    def _leave_row(self, sequence: Sequence) -> None:
-        """Takes a running sequence's blocks and row."""
-        self.manager.release(sequence.row)
-        self._forked.discard(sequence.row)
-        self.rows.vacate(sequence)
-        self._running.remove(sequence)
-        self._running_rows = None
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """Ends a sequence in whatever state it is."""
-        if sequence.state is SequenceState.RUNNING:
-            self._leave_row(sequence)
-        elif sequence in self.waiting:
-            self.waiting.remove(sequence)
-        else:
+        if sequence in self.state.waiting:
+            self.state.waiting.remove(sequence)
+        elif sequence in self._suspects and sequence.state is not SequenceState.RUNNING:
             self._suspects.remove(sequence)
-        if self._blocked is not None and self._blocked.sequence is sequence:
-            self._blocked = None
-        sequence.become(SequenceState.FINISHED)
-        self.finished[reason] += 1
-        request = sequence.request
-        request.sequences.remove(sequence)
-        if not request.sequences:
-            del self._requests[request.key]
+        self.state.finish(sequence, reason)
 
-    def _owner(self, row: int) -> Sequence:
-        sequence = self.rows.owner[row]
-        assert sequence is not None, f"row {row} is empty"
-        return sequence
+    def _put_back(self, sequence: Sequence) -> None:
+        """Lets a sequence wait again that could not start."""
+        if sequence not in self._suspects:
+            self.state.waiting.push(sequence)
 
-    def _rows_in_order(self) -> Int32s:
-        """The running sequences' rows in order of arrival; rebuilt only when somebody came or went."""
-        if self._running_rows is None:
-            self._running_rows = np.array([sequence.row for sequence in self._running], dtype=np.int32)
-        return self._running_rows
+    def _waiting(self) -> list[Sequence]:
+        return [*self.state.waiting.in_turn(), *(s for s in self._suspects if s.state is not SequenceState.RUNNING)]
 
     def check_integrity(self) -> list[str]:
         """Every invariant of scheduler and blocks that does not hold, in words. O(num_blocks)."""
-        problems = self.manager.check_integrity()
-        for sequence in self._running:
+        state = self.state
+        problems = self.manager.check_integrity(s.swapped for s in self._waiting() if s.swapped is not None)
+        for sequence in state.running:
             covered = int(self.manager.tables.lengths[sequence.row]) * self.manager.block_size
             if self.rows.num_computed[sequence.row] > covered:
                 problems.append(f"sequence {sequence.order} has computed more tokens than its blocks hold")
-        running = {sequence.row for sequence in self._running}
+        running = {sequence.row for sequence in state.running}
         for row in range(len(self.rows.owner)):
             if row not in running and self.manager.tables.lengths[row]:
                 problems.append(f"row {row} holds blocks and belongs to no running sequence")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from octavo.errors import InvalidRequestError, NeverFitsError
-from octavo.scheduler.request import Tokens
+from octavo.scheduler.request import Request, Tokens
 from octavo.scheduler.sampling import SamplingParams
 
 
@@ -19,11 +19,14 @@ def check_prompt(prompt: Sequence[int] | Tokens, sampling: SamplingParams, *, vo
     """
     if not len(prompt):
         raise InvalidRequestError("the prompt holds no tokens; at least one is needed", param="prompt")
-    ids = np.asarray(prompt)  # of whatever type holds them: an id may be too large for int64
-    outside = ids[(ids < 0) | (ids >= vocab_size)]
-    if len(outside):
+    try:
+        ids = np.array(prompt, dtype=np.int32)
+    except OverflowError:
+        ids = np.array([-1], dtype=np.int32)
+    if ids.min() < 0 or ids.max() >= vocab_size:
+        outside = next(token for token in prompt if not 0 <= token < vocab_size)
         raise InvalidRequestError(
-            f"token id {outside[0]} in the prompt is outside the vocabulary (0 to {vocab_size - 1})", param="prompt"
+            f"token id {outside} in the prompt is outside the vocabulary (0 to {vocab_size - 1})", param="prompt"
         )
     for token in sampling.stop_token_ids:
         if token >= vocab_size:
@@ -31,7 +34,21 @@ def check_prompt(prompt: Sequence[int] | Tokens, sampling: SamplingParams, *, vo
                 f"stop_token_ids holds {token}, outside the vocabulary (0 to {vocab_size - 1})",
                 param="stop_token_ids",
             )
-    return ids.astype(np.int32)
+    return ids
+
+
+def blocks_at_the_end(request: Request, block_size: int) -> int:
+    """The most blocks that one of a request's sequences, or all beams of its search, can come to hold."""
+    # The last sampled token is returned and never computed, so it needs no slot.
+    blocks = -(-(request.limit - 1) // block_size)
+    shared = len(request.prompt) // block_size
+    return shared + max(1, request.sampling.beam_width) * (blocks - shared)
+
+
+def largest_search(num_prompt: int, width: int, *, block_size: int, capacity: int) -> int:
+    """The most tokens (prompt + output) for which all beams of a search fit into ``capacity`` blocks."""
+    shared = num_prompt // block_size
+    return (shared + max(0, capacity - shared) // width) * block_size + 1
 
 
 def check_length(num_prompt: int, sampling: SamplingParams, *, largest: int) -> int:

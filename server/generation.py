@@ -80,7 +80,7 @@ class Generation:
         running = set(range(len(self._sequences)))
         async with aclosing(client.generate(self.request)) as deltas:
             async for delta in deltas:
-                if delta.index not in running:
+                if delta.index not in running and delta.finish_reason != "error":  # which is the whole request's
                     continue
                 piece = self._take(delta)
                 if piece.finish_reason is not None:

@@ -12,6 +12,7 @@ KEEP_ALIVE_SECONDS: Final = 30
 
 MAX_JSON_DEPTH: Final = 32
 MAX_SEQUENCES: Final = 1024  # prompts × n of one request
+MAX_PRIORITY: Final = 1_000_000
 MAX_MESSAGES: Final = 4096
 MAX_STOPS: Final = 4
 MAX_STOP_CHARS: Final = 1024

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Reading = float | dict[str, float]
+Reading = float | Mapping[str, float] | Mapping[tuple[str, ...], float]
 
 _LATENCIES: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _GAPS: Final = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
@@ -32,17 +32,39 @@ _GAPS: Final = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.
 
 @dataclass(frozen=True)
 class EngineMetric:
-    """One row of the table. With a ``label``, ``read`` returns one value for each of the label's values."""
+    """One row of the table. With ``labels``, ``read`` returns one value for each combination of their values."""
 
     family: type[GaugeMetricFamily] | type[CounterMetricFamily]
     name: str
     help: str
     read: Callable[[EngineStats], Reading]
-    label: str | None = None
+    labels: tuple[str, ...] = ()
 
 
 def _usage(stats: EngineStats) -> float:
-    return stats.blocks_used / stats.blocks_total if stats.blocks_total else 0.0
+    return stats.device.used / stats.device.total if stats.device.total else 0.0
+
+
+def _blocks(stats: EngineStats) -> dict[tuple[str, ...], float]:
+    return {
+        (tier, state): count
+        for tier, blocks in stats.blocks.items()
+        for state, count in (
+            ("used", blocks.used - blocks.pinned),
+            ("pinned", blocks.pinned),
+            ("cached", blocks.cached),
+            ("free", blocks.free),
+        )
+    }
+
+
+def _preemptions(stats: EngineStats) -> dict[tuple[str, ...], float]:
+    return {(method, reason): count for method, reason, count in stats.preemptions}
+
+
+def _prefix_tokens(stats: EngineStats) -> dict[str, float]:
+    hits = {f"hit_{tier}": count for tier, count in stats.prefix_hits.items()}
+    return {**hits, "miss": stats.prefix_queries - sum(hits.values())}
 
 
 _GAUGE, _COUNTER = GaugeMetricFamily, CounterMetricFamily
@@ -52,29 +74,53 @@ ENGINE_METRICS: Final = (
         _GAUGE,
         "octavo_requests",
         "Sequences by state",
-        lambda s: {"running": s.running, "waiting": s.waiting},
-        "state",
+        lambda s: {"running": s.running, "waiting": s.waiting - s.swapped, "swapped": s.swapped},
+        ("state",),
+    ),
+    EngineMetric(
+        _GAUGE,
+        "octavo_requests_waiting",
+        "Waiting sequences by the reason why they wait",
+        lambda s: s.waiting_by_reason,
+        ("reason",),
     ),
     EngineMetric(
         _GAUGE,
         "octavo_kv_blocks",
-        "KV blocks by state; the states add up to the pool",
-        lambda s: {"used": s.blocks_used, "cached": s.blocks_cached, "free": s.blocks_free},
-        "state",
+        "KV blocks by tier and state; a tier's states add up to its size",
+        _blocks,
+        ("tier", "state"),
+    ),
+    EngineMetric(
+        _GAUGE, "octavo_kv_tenant_blocks", "KV blocks in use by tenant", lambda s: s.blocks_by_tenant, ("tenant",)
     ),
     EngineMetric(_GAUGE, "octavo_kv_usage_ratio", "Share of the KV blocks that have an owner", _usage),
     EngineMetric(_GAUGE, "octavo_kv_shared_blocks", "KV blocks with several owners", lambda s: s.blocks_shared),
     EngineMetric(_GAUGE, "octavo_kv_blocks_saved", "KV blocks that sharing spares now", lambda s: s.blocks_saved),
     EngineMetric(_GAUGE, "octavo_kv_slots_filled", "Token slots holding KV in used blocks", lambda s: s.slots_filled),
     EngineMetric(_COUNTER, "octavo_kv_evictions", "Cached blocks given up", lambda s: s.evictions),
-    EngineMetric(_COUNTER, "octavo_kv_copies", "Block copies", lambda s: {"copy_on_write": s.copies}, "kind"),
+    EngineMetric(_COUNTER, "octavo_kv_copies", "Block copies", lambda s: s.copies, ("kind",)),
+    EngineMetric(
+        _COUNTER, "octavo_kv_copies_lost", "Copies between tiers that did not arrive intact", lambda s: s.copies_lost
+    ),
+    EngineMetric(_GAUGE, "octavo_kv_pins", "Pinned prefixes", lambda s: s.pins),
+    EngineMetric(
+        _COUNTER, "octavo_kv_pins_ended", "Pins that expired or gave way", lambda s: s.pins_ended, ("reason",)
+    ),
     EngineMetric(_COUNTER, "octavo_kv_deduplications", "Blocks replaced by an equal one", lambda s: s.deduplicated),
     EngineMetric(
         _COUNTER,
         "octavo_prefix_cache_tokens",
-        "Prompt tokens looked up in the prefix cache",
-        lambda s: {"hit": s.prefix_hits, "miss": s.prefix_queries - s.prefix_hits},
-        "result",
+        "Prompt tokens looked up in the prefix cache, by where they were found",
+        _prefix_tokens,
+        ("result",),
+    ),
+    EngineMetric(
+        _COUNTER,
+        "octavo_prefix_cache_misses",
+        "Prefix look-ups by the reason why they found no more",
+        lambda s: s.prefix_misses,
+        ("reason",),
     ),
     EngineMetric(_COUNTER, "octavo_steps", "Engine steps", lambda s: s.steps),
     EngineMetric(_COUNTER, "octavo_step_seconds", "Time spent in engine steps", lambda s: s.step_seconds),
@@ -83,14 +129,18 @@ ENGINE_METRICS: Final = (
         "octavo_tokens",
         "Tokens computed; prompt tokens found in the prefix cache are not",
         lambda s: {"prompt": s.prompt_tokens, "generated": s.generated_tokens},
-        "kind",
+        ("kind",),
     ),
     EngineMetric(
         _COUNTER,
         "octavo_preemptions",
         "Sequences put back because blocks ran out",
-        lambda s: {"recompute": s.preemptions},
-        "method",
+        _preemptions,
+        ("method", "reason"),
+    ),
+    EngineMetric(_COUNTER, "octavo_swap_full", "Victims that found no room in lower tiers", lambda s: s.swap_full),
+    EngineMetric(
+        _COUNTER, "octavo_swapped_tokens", "Tokens whose KV preempted sequences got back", lambda s: s.swapped_tokens
     ),
     EngineMetric(
         _COUNTER,
@@ -100,7 +150,7 @@ ENGINE_METRICS: Final = (
     ),
     EngineMetric(_COUNTER, "octavo_forks", "Sequences begun by sharing a sibling's blocks", lambda s: s.forks),
     EngineMetric(
-        _COUNTER, "octavo_sequences_finished", "Finished sequences by reason", lambda s: {**s.finished}, "reason"
+        _COUNTER, "octavo_sequences_finished", "Finished sequences by reason", lambda s: s.finished, ("reason",)
     ),
     EngineMetric(
         _COUNTER, "octavo_unknown_aborts", "Aborts of requests that were gone already", lambda s: s.unknown_aborts
@@ -175,10 +225,9 @@ class _EngineCollector(Collector):
 
 
 def _family(metric: EngineMetric, reading: Reading) -> Metric:
-    family = metric.family(metric.name, metric.help, labels=[metric.label] if metric.label else [])
-    values = reading.items() if isinstance(reading, dict) else [(None, reading)]
-    for label, value in values:
-        family.add_metric([] if label is None else [label], value)
+    family = metric.family(metric.name, metric.help, labels=metric.labels)
+    for labels, value in reading.items() if isinstance(reading, Mapping) else [((), reading)]:
+        family.add_metric([labels] if isinstance(labels, str) else list(labels), value)
     return family
 
 

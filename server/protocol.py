@@ -19,6 +19,7 @@ from octavo.scheduler.sampling import SamplingParams
 from octavo.server.limits import (
     MAX_CACHE_SALT_CHARS,
     MAX_MESSAGES,
+    MAX_PRIORITY,
     MAX_SEQUENCES,
     MAX_STOP_CHARS,
     MAX_STOP_TOKEN_IDS,
@@ -219,6 +220,7 @@ class GenerationRequest(_Strict):
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
     cache_salt: str | None = Field(default=None, max_length=MAX_CACHE_SALT_CHARS)
+    priority: int | None = Field(default=None, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
     return_token_ids: bool | None = None
 
     _arrival: float = PrivateAttr(default_factory=time.monotonic)

@@ -162,7 +162,14 @@ class Service:
         self, body: GenerationRequest, prompt: list[int], sampling: SamplingParams, info: EngineInfo
     ) -> Generation:
         return Generation(
-            AddRequest(uuid.uuid4().hex, prompt, sampling, body.cache_salt or "", body.arrival),
+            AddRequest(
+                uuid.uuid4().hex,
+                prompt,
+                sampling,
+                cache_salt=body.cache_salt or "",
+                priority=body.priority or 0,
+                arrival=body.arrival,
+            ),
             new_detokenizer=partial(
                 IncrementalDetokenizer,
                 self.tokenizer,

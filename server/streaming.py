@@ -7,6 +7,7 @@ piece of work runs beside a watcher, and is cancelled, its iterators closed, as 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from typing import Any, TypeVar
@@ -51,8 +52,13 @@ async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) ->
 
 async def merge(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
     """Items of several iterators as they come, each with its iterator's number. Closes all of them at its end."""
-    upcoming = {asyncio.ensure_future(anext(stream)): number for number, stream in enumerate(streams)}
-    try:
+    upcoming: dict[asyncio.Future[T], int] = {}
+    # A stack closes all that is on it, also when the client leaves while it is at it.
+    async with contextlib.AsyncExitStack() as closing:
+        for stream in streams:
+            closing.push_async_callback(stream.aclose)
+        closing.push_async_callback(lambda: _cancel(*upcoming))
+        upcoming |= {asyncio.ensure_future(anext(stream)): number for number, stream in enumerate(streams)}
         while upcoming:
             done, _ = await asyncio.wait(upcoming, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -63,10 +69,6 @@ async def merge(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tu
                     continue
                 upcoming[asyncio.ensure_future(anext(streams[number]))] = number
                 yield number, item
-    finally:
-        await _cancel(*upcoming)
-        for stream in streams:
-            await stream.aclose()
 
 
 async def open_stream(receive: Receive, events: AsyncGenerator[msgspec.Struct, None]) -> Response:
@@ -105,6 +107,7 @@ class EventStream(Response):
         self._first = asyncio.ensure_future(anext(events))
         self._heartbeat = heartbeat
         self._last_sent = 0.0
+        self._writing = False
 
     async def begin(self) -> None:
         """Waits for the first event, at most one heartbeat; raises what came instead of it."""
@@ -147,18 +150,23 @@ class EventStream(Response):
 
     async def _write(self, send: Send, data: bytes) -> None:
         self._last_sent = asyncio.get_running_loop().time()
+        self._writing = True
         try:
             async with asyncio.timeout(SLOW_READER_SECONDS):
                 await send({"type": "http.response.body", "body": data, "more_body": True})
         except TimeoutError as error:
             raise ClientDisconnect from error
+        finally:
+            self._writing = False
 
     async def _beat(self, send: Send) -> None:
         loop = asyncio.get_running_loop()
         self._last_sent = loop.time()
         while True:
             await asyncio.sleep(self._last_sent + self._heartbeat - loop.time())
-            if loop.time() - self._last_sent >= self._heartbeat:
+            if self._writing:  # it is the reader who is silent; and what is being written may be the last event
+                self._last_sent = loop.time()
+            elif loop.time() - self._last_sent >= self._heartbeat:
                 await self._write(send, HEARTBEAT)
 
 

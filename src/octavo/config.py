@@ -102,6 +102,13 @@ def _positive(owner: object, *names: str) -> None:
             raise ConfigError(f"{flag_of(owner, name)} must be at least 1, not {value}")
 
 
+def _not_negative(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if value is not None and value < 0:
+            raise ConfigError(f"{flag_of(owner, name)} must not be negative, not {value}")
+
+
 def _one_of(owner: object) -> None:
     for spec in options(type(owner)):
         value, choices = getattr(owner, spec.name), spec.metadata["choices"]
@@ -172,13 +179,83 @@ class CacheConfig:
         parse=parse_real,
     )
     prefix_caching: bool = option(True, "reuse the KV blocks of equal prompt beginnings")
+    swap_space: int | None = option(
+        None,
+        "bytes of host memory for KV blocks that left the device, such as 4GiB; default: on a GPU 4GiB, or a quarter "
+        "of the free host memory if that is less; none without a GPU, where the pool lies in host memory itself",
+        parse=parse_bytes,
+    )
+    swap_dir: str | None = option(None, "the folder for KV blocks on disk; needs --swap-disk")
+    swap_disk: int = option(
+        0, "bytes on disk for KV blocks that left the device, such as 20GiB; needs --swap-dir", parse=parse_bytes
+    )
 
     def __post_init__(self) -> None:
         _positive(self, "block_size", "num_blocks", "memory")
+        _not_negative(self, "swap_space", "swap_disk")
         if self.num_blocks is not None and self.memory is not None:
             raise ConfigError("--num-blocks and --kv-cache-memory both set the pool's size; give one of them")
         if self.memory_ratio is not None and not 0 < self.memory_ratio < 1:
             raise ConfigError(f"--memory-ratio must lie between 0 and 1, not {self.memory_ratio}")
+        if self.swap_disk and not self.swap_dir:
+            raise ConfigError(f"--swap-disk {self.swap_disk} needs a folder to lie in; name it with --swap-dir")
+        if self.swap_dir and not self.swap_disk:
+            raise ConfigError(f"--swap-dir {self.swap_dir} needs a size, such as --swap-disk 20GiB")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TenantConfig:
+    """One tenant's share.
+
+    Attributes:
+        name: As requests name it.
+        weight: Its share of the service under ``--policy fair``, against the others' weights.
+        floor: KV blocks that are kept for it. ceiling: KV blocks that it may hold at most; None for all.
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+
+    name: str
+    weight: float = 1.0
+    floor: int = 0
+    ceiling: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name or not self.name.isprintable():
+            raise ConfigError(f"--tenants: a tenant's name must be printable and not empty, not {self.name!r}")
+        if not (math.isfinite(self.weight) and self.weight > 0):
+            raise ConfigError(f"--tenants: {self.name}'s weight must be a number above 0, not {self.weight}")
+        if self.floor < 0:
+            raise ConfigError(f"--tenants: {self.name}'s floor must be 0 blocks or more, not {self.floor}")
+        if self.ceiling is not None and self.ceiling < max(1, self.floor):
+            raise ConfigError(
+                f"--tenants: {self.name}'s ceiling must be at least 1 block and its floor of {self.floor}, "
+                f"not {self.ceiling}"
+            )
+
+
+def parse_tenants(text: str) -> tuple[TenantConfig, ...]:
+    """Reads tenants: ``chat:weight=2,floor=64;batch:ceiling=200``.
+
+    Raises:
+        ConfigError: A part of the text is not understood; names it.
+    """
+    tenants = []
+    for entry in filter(None, (part.strip() for part in text.split(";"))):
+        name, _, settings = entry.partition(":")
+        values: dict[str, Any] = {}
+        for setting in filter(None, (part.strip() for part in settings.split(","))):
+            key, _, value = setting.partition("=")
+            if key not in _TENANT_SETTINGS:
+                known = ", ".join(_TENANT_SETTINGS)
+                raise ConfigError(f"--tenants: {setting!r} is not understood; write NAME:key=value with {known}")
+            values[key] = _TENANT_SETTINGS[key](value)
+        tenants.append(TenantConfig(name=name.strip(), **values))
+    return tuple(tenants)
+
+
+_TENANT_SETTINGS: dict[str, Callable[[str], Any]] = {"weight": parse_real, "floor": parse_count, "ceiling": parse_count}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,9 +274,50 @@ class SchedulerConfig:
     watermark_ratio: float = option(
         0.01, "the share of the pool kept free at admission, so that running sequences can grow", parse=parse_real
     )
+    lookahead: int = option(
+        32,
+        "steps ahead for which admission keeps blocks free, so that letting one in does not push another out",
+        parse=parse_count,
+    )
+    policy: str = option(
+        "fcfs",
+        "who comes next: first come first served; the lowest priority number first, taking running requests' blocks "
+        "if need be; or tenants in turn, by what their weights entitle them to",
+        choices=("fcfs", "priority", "fair"),
+    )
+    prefer_cached: bool = option(
+        False, "among requests that may come next, take the one with the longest cached prefix"
+    )
+    preemption: str = option(
+        "auto",
+        "what becomes of a sequence that has to give its blocks up: swap copies them to --swap-space and back, "
+        "recompute computes them again, auto takes what is predicted to cost less",
+        choices=("auto", "swap", "recompute"),
+    )
+    max_preemptions: int = option(
+        3, "times that one sequence may be preempted; then it only runs when it cannot be any more", parse=parse_count
+    )
+    tenants: tuple[TenantConfig, ...] = option(
+        (),
+        "tenants, their weights, and the KV blocks they are sure of and may hold at most, such as "
+        '"chat:weight=2,floor=64;batch:ceiling=200"',
+        parse=parse_tenants,
+    )
+    pin_ratio: float = option(
+        0.25, "the share of the pool that pinned prefixes may take, between 0 and 1", parse=parse_real
+    )
 
     def __post_init__(self) -> None:
-        _positive(self, "max_num_seqs", "max_num_batched_tokens", "max_waiting")
+        _one_of(self)
+        _positive(self, "max_num_seqs", "max_num_batched_tokens", "max_waiting", "max_preemptions")
+        # From another process they come as mappings.
+        tenants = tuple(t if isinstance(t, TenantConfig) else TenantConfig(**t) for t in self.tenants)
+        object.__setattr__(self, "tenants", tenants)
+        names = [tenant.name for tenant in tenants]
+        if repeated := {name for name in names if names.count(name) > 1}:
+            raise ConfigError(f"--tenants names {sorted(repeated)[0]!r} more than once")
+        if not 0 <= self.pin_ratio <= 1:
+            raise ConfigError(f"--pin-ratio must lie between 0 and 1, not {self.pin_ratio}")
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigError(
                 f"--max-num-batched-tokens ({self.max_num_batched_tokens}) must be at least --max-num-seqs "

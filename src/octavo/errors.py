@@ -8,6 +8,7 @@
     │   └── AuthenticationError     the API key is missing or unknown
     ├── CapacityError           nothing is wrong with the request; later is fine
     │   ├── QueueFullError          the waiting queue is at its limit
+    │   ├── PinBudgetError          other pins take too much of the blocks that may be pinned
     │   └── EngineUnavailableError  the engine is loading, restarting or draining
     ├── ServerFault             our fault, one request or the whole engine
     │   ├── RequestFailedError      one request failed inside a step; the others went on
@@ -85,6 +86,10 @@ class CapacityError(OctavoError):
 
 class QueueFullError(CapacityError):
     """The waiting queue is at its limit."""
+
+
+class PinBudgetError(CapacityError):
+    """The pins there are leave too few blocks for one more."""
 
 
 class EngineUnavailableError(CapacityError):

@@ -1,6 +1,6 @@
-"""Makes the load generator importable, and only it.
+"""Makes what the benchmarks are made of importable, and only that.
 
-Its folder is not put on the path, where every script in it would be a top-level module to whoever imports by name.
+Their folder is not put on the path, where every script in it would be a top-level module to whoever imports by name.
 """
 
 from __future__ import annotations
@@ -9,12 +9,20 @@ import importlib.util
 import sys
 from pathlib import Path
 
-PACKAGE = Path(__file__).parents[2] / "benchmarks" / "loadgen"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
-spec = importlib.util.spec_from_file_location(
-    "loadgen", PACKAGE / "__init__.py", submodule_search_locations=[str(PACKAGE)]
-)
-assert spec is not None
-assert spec.loader is not None
-sys.modules["loadgen"] = module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
+
+def load(name: str, file: Path, package: Path | None = None) -> None:
+    """Imports a file under a name."""
+    locations = [str(package)] if package else None
+    spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=locations)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+
+load("loadgen", BENCHMARKS / "loadgen" / "__init__.py", BENCHMARKS / "loadgen")
+load("scheduler_work", BENCHMARKS / "scheduler_work.py")
+load("scheduler_benchmark", BENCHMARKS / "scheduler.py")
+load("stub_peer", Path(__file__).with_name("stub_peer.py"))

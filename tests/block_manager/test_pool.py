@@ -3,35 +3,52 @@
 from __future__ import annotations
 
 import gc
+from array import array
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
+from factories import forget_idle
 
 from octavo.block_manager.pool import BlockCounts, BlockPool
+from octavo.block_manager.prefix_cache import PrefixCache
+
+Pool = BlockPool[PrefixCache]
+
+BLOCK_SIZE = 2
 
 
-def cached_pool(num_blocks: int = 4) -> BlockPool:
+def make_pool(num_blocks: int = 4, on_evict: Callable[[int], None] | None = None) -> Pool:
+    return BlockPool(num_blocks, PrefixCache(num_blocks, BLOCK_SIZE), on_evict)
+
+
+def cached_pool(num_blocks: int = 4, on_evict: Callable[[int], None] | None = None) -> Pool:
     """A pool whose blocks were all used once, in ascending order, and are all cached; 1 is the oldest."""
-    pool = BlockPool(num_blocks, 2)
-    for block in [pool.take() for _ in range(num_blocks)]:
+    pool = make_pool(num_blocks, on_evict)
+    for block in pool.take_many(num_blocks):
         index(pool, block)
         pool.release((block,))
     return pool
 
 
-def index(pool: BlockPool, block: int) -> None:
-    pool.cache.insert(block, -1, np.array([block, block], dtype=np.int32).tobytes())
+def index(pool: Pool, block: int) -> None:
+    assert pool.cache.insert_run([block], -1, content_of(block)) == (1, 0)
+
+
+def content_of(block: int) -> bytes:
+    return np.array([block, block], dtype=np.int32).tobytes()
 
 
 def test_a_new_pool_is_free() -> None:
-    pool = BlockPool(4, 2)
+    pool = make_pool(4)
     assert pool.counts == BlockCounts(total=4, used=0, cached=0, free=4)
     assert pool.available == 4
     assert pool.check() == []
 
 
 def test_a_taken_block_has_one_owner() -> None:
-    pool = BlockPool(4, 2)
+    pool = make_pool(4)
     block = pool.take()
     assert block != 0
     assert pool.owners(block) == 1
@@ -39,7 +56,7 @@ def test_a_taken_block_has_one_owner() -> None:
 
 
 def test_a_shared_block_is_used_until_its_last_owner_leaves() -> None:
-    pool = BlockPool(4, 2)
+    pool = make_pool(4)
     block = pool.take()
     pool.share(block)
     assert (pool.owners(block), pool.shared, pool.saved) == (2, 1, 1)
@@ -52,7 +69,7 @@ def test_a_shared_block_is_used_until_its_last_owner_leaves() -> None:
 
 
 def test_a_third_owner_does_not_make_a_second_shared_block() -> None:
-    pool = BlockPool(4, 2)
+    pool = make_pool(4)
     block = pool.take()
     pool.share(block)
     pool.share(block)
@@ -95,7 +112,7 @@ def test_an_evicted_block_is_no_longer_indexed() -> None:
 
 
 def test_free_blocks_are_taken_before_cached_ones() -> None:
-    pool = BlockPool(4, 2)
+    pool = make_pool(4)
     index(pool, cached := pool.take())
     pool.release((cached,))
     plain = pool.take()
@@ -107,12 +124,72 @@ def test_free_blocks_are_taken_before_cached_ones() -> None:
 
 
 def test_blocks_are_given_up_in_the_order_of_their_release() -> None:
-    pool = BlockPool(3, 2)
+    pool = make_pool(3)
     head, tail, _ = (pool.take() for _ in range(3))
     index(pool, head)
     index(pool, tail)
     pool.release((tail, head))
     assert [pool.take(), pool.take()] == [tail, head]
+
+
+def test_releasing_tells_how_many_blocks_have_no_owner_left() -> None:
+    pool = make_pool(4)
+    shared, own, cached, _ = pool.take_many(4)
+    pool.share(shared)
+    index(pool, cached)
+    assert pool.release((shared, own, cached)) == 2
+    assert pool.release((shared,)) == 1
+    assert pool.release(()) == 0
+
+
+def test_many_blocks_are_taken_in_the_order_of_the_list() -> None:
+    pool = cached_pool()
+    assert pool.take_many(3) == [1, 2, 3]
+    assert pool.evictions == 3
+    assert pool.take_many(0) == []
+    assert pool.counts == BlockCounts(total=4, used=3, cached=1, free=0)
+    assert pool.check() == []
+
+
+def test_whoever_is_told_of_an_eviction_can_still_ask_what_the_block_held() -> None:
+    told = []
+    pool = cached_pool(on_evict=lambda block: told.append((block, pool.cache.tokens_of(block), block in pool.cache)))
+    pool.take_many(2)
+    assert told == [(1, content_of(1), True), (2, content_of(2), True)]
+    assert 1 not in pool.cache
+
+
+def test_nobody_is_told_of_blocks_that_held_nothing_or_were_forgotten() -> None:
+    told: list[int] = []
+    pool = cached_pool(on_evict=told.append)
+    pool.forget(1)
+    pool.release(pool.take_many(1))
+    assert told == []
+
+
+def test_a_touched_block_is_the_last_one_to_be_given_up() -> None:
+    pool = cached_pool()
+    pool.touch(2)
+    assert pool.take_many(4) == [1, 3, 4, 2]
+
+
+def test_touching_a_used_block_leaves_it_where_it_is() -> None:
+    pool = cached_pool()
+    pool.share(2)
+    pool.touch(2)
+    assert pool.owners(2) == 1
+    assert pool.take_many(3) == [1, 3, 4]
+    assert pool.check() == []
+
+
+def test_reference_counts_are_the_owners_of_all_blocks_as_they_change() -> None:
+    pool = make_pool(3)
+    counts = pool.reference_counts
+    first, second = pool.take_many(2)
+    pool.share(second)
+    assert counts.tolist() == [0, 1, 2, 0]
+    assert [pool.owners(block) for block in range(4)] == counts.tolist()
+    assert first != second
 
 
 def test_forgetting_an_idle_block_makes_it_the_next_one_taken() -> None:
@@ -137,14 +214,14 @@ def test_forgetting_a_used_block_leaves_its_owner_alone() -> None:
 def test_all_idle_content_can_be_forgotten_at_once() -> None:
     pool = cached_pool()
     pool.share(2)
-    assert pool.forget_idle() == 3
+    assert forget_idle(pool) == 3
     assert pool.counts == BlockCounts(total=4, used=1, cached=0, free=3)
     assert 2 in pool.cache
     assert pool.check() == []
 
 
 def test_losing_an_owner_that_was_never_there_is_our_bug() -> None:
-    pool = BlockPool(4, 2)
+    pool = make_pool(4)
     with pytest.raises(AssertionError, match="block 3 has no owner to lose"):
         pool.release((3,))
 
@@ -158,34 +235,96 @@ def test_losing_an_owner_that_was_never_there_is_our_bug() -> None:
     ],
 )
 def test_check_names_a_counter_that_drifted(field: str, problem: str) -> None:
-    pool = BlockPool(4, 2)
+    pool = make_pool(4)
     setattr(pool, field, 1)
     assert pool.check() == [problem]
 
 
 def test_check_names_a_block_that_is_owned_and_free() -> None:
-    pool = BlockPool(4, 2)
+    pool = make_pool(4)
     pool._owners[2] = 1
     pool._references = 1
     assert pool.check() == ["block 2 has 1 owners and is free"]
 
 
 def test_check_notices_that_the_null_block_is_owned() -> None:
-    pool = BlockPool(4, 2)
+    pool = make_pool(4)
     pool._owners[0] = pool._references = 1
     assert pool.check() == ["the null block is owned, free or cached"]
 
 
+class Counted:
+    """An array that counts how many of its elements were read or written."""
+
+    def __init__(self, values: Any) -> None:
+        self.values = values
+        self.operations = 0
+
+    def __getitem__(self, key: int | slice) -> Any:
+        self.operations += self._elements(key)
+        return self.values[key]
+
+    def __setitem__(self, key: int | slice, value: Any) -> None:
+        self.operations += self._elements(key)
+        self.values[key] = value
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def _elements(self, key: int | slice) -> int:
+        return len(range(*key.indices(len(self.values)))) if isinstance(key, slice) else 1
+
+
+def operations(num_blocks: int, work: Callable[[Pool], object]) -> int:
+    """Array elements that some work reads and writes in a pool whose blocks are all cached."""
+    # Every block's hash is its number: however large the pool, no two share a bucket.
+    cache = PrefixCache(num_blocks, BLOCK_SIZE, lambda _, tokens: int.from_bytes(tokens[:4], "little"))
+    pool = BlockPool(num_blocks, cache)
+    for block in pool.take_many(num_blocks):
+        index(pool, block)
+        pool.release((block,))
+    counted = []
+    for owner in (pool, pool._free, pool.cache):
+        for name, value in vars(owner).items():
+            if isinstance(value, array | memoryview):
+                counted.append(Counted(value))
+                setattr(owner, name, counted[-1])
+    work(pool)
+    return sum(values.operations for values in counted)
+
+
+def share_and_release(pool: Pool) -> None:
+    pool.share(7)
+    pool.release((7,))
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda pool: pool.take_many(3),
+        lambda pool: (pool.release(pool.take_many(3)), pool.available, pool.counts),
+        lambda pool: pool.touch(7),
+        lambda pool: pool.forget(7),
+        lambda pool: pool.cache.find(-1, content_of(7)),
+        lambda pool: pool.cache.insert_run(pool.take_many(2), -1, content_of(1) + content_of(2)),
+        share_and_release,
+    ],
+    ids=["take", "take and release", "touch", "forget", "find", "take and index", "share and release"],
+)
+def test_what_a_block_costs_does_not_depend_on_the_pools_size(work: Callable[[Pool], object]) -> None:
+    assert operations(16, work) == operations(8_192, work) > 0
+
+
 def test_bookkeeping_costs_at_most_64_bytes_a_block() -> None:
     for num_blocks in (1, 1000, 2**16, 2**16 + 1):
-        assert BlockPool(num_blocks, 16).nbytes <= 64 * (num_blocks + 1)
+        assert BlockPool(num_blocks, PrefixCache(num_blocks, 16)).nbytes <= 64 * (num_blocks + 1)
 
 
 def test_no_python_object_exists_per_block() -> None:
     def objects_of(num_blocks: int) -> int:
         gc.collect()
         before = len(gc.get_objects())
-        pool = BlockPool(num_blocks, 2)
+        pool = make_pool(num_blocks)
         for block in [pool.take() for _ in range(num_blocks)]:
             index(pool, block)
             pool.release((block,))

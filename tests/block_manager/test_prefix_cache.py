@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 
-from octavo.block_manager.hashing import ChainHash, chain_hash
+from octavo.block_manager.hashing import ChainHash, Content, chain_hash, root_content
 from octavo.block_manager.prefix_cache import Namespaces, PrefixCache
 
 
 def content(*tokens: int) -> bytes:
     return np.array(tokens, dtype=np.int32).tobytes()
+
+
+def insert(cache: PrefixCache, block: int, parent: int, tokens: bytes) -> None:
+    assert cache.insert_run([block], parent, tokens) == (1, 0)
 
 
 def colliding(parent: int, tokens: bytes) -> int:
@@ -24,7 +30,7 @@ def cache(request: pytest.FixtureRequest) -> PrefixCache:
 
 
 def test_content_that_was_inserted_is_found(cache: PrefixCache) -> None:
-    assert cache.insert(3, -1, content(1, 2)) == 3
+    insert(cache, 3, -1, content(1, 2))
     assert cache.find(-1, content(1, 2)) == 3
     assert 3 in cache
     assert len(cache) == 1
@@ -32,41 +38,79 @@ def test_content_that_was_inserted_is_found(cache: PrefixCache) -> None:
 
 
 def test_other_content_is_not_found_even_if_hashes_collide(cache: PrefixCache) -> None:
-    cache.insert(3, -1, content(1, 2))
+    insert(cache, 3, -1, content(1, 2))
     assert cache.find(-1, content(1, 3)) == 0
     assert cache.find(-1, content(2, 1)) == 0
 
 
 def test_the_same_tokens_after_another_parent_are_other_content(cache: PrefixCache) -> None:
-    cache.insert(3, -1, content(1, 2))
-    cache.insert(4, 3, content(5, 6))
+    insert(cache, 3, -1, content(1, 2))
+    insert(cache, 4, 3, content(5, 6))
     assert cache.find(3, content(5, 6)) == 4
     assert cache.find(4, content(5, 6)) == 0
     assert cache.find(-1, content(5, 6)) == 0
 
 
 def test_namespaces_do_not_see_each_other(cache: PrefixCache) -> None:
-    cache.insert(3, -1, content(1, 2))
+    insert(cache, 3, -1, content(1, 2))
     assert cache.find(-2, content(1, 2)) == 0
 
 
 def test_the_first_of_two_equal_blocks_stands_for_both(cache: PrefixCache) -> None:
-    cache.insert(3, -1, content(1, 2))
-    assert cache.insert(4, -1, content(1, 2)) == 3
+    insert(cache, 3, -1, content(1, 2))
+    assert cache.insert_run([4], -1, content(1, 2)) == (0, 3)
     assert 4 not in cache
     assert len(cache) == 1
 
 
 def test_a_block_has_one_content_at_a_time(cache: PrefixCache) -> None:
-    cache.insert(3, -1, content(1, 2))
-    with pytest.raises(AssertionError, match="block 3 is indexed already"):
-        cache.insert(3, -1, content(7, 7))
+    insert(cache, 3, -1, content(1, 2))
+    assert cache.insert_run([3], -1, content(7, 7)) == (1, 0)
+    assert cache.find(-1, content(7, 7)) == 0
+    assert cache.find(-1, content(1, 2)) == 3
+    assert len(cache) == 1
+    assert cache.check() == []
+
+
+# ── runs ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_run_is_indexed_as_a_chain(cache: PrefixCache) -> None:
+    assert cache.insert_run([3, 1, 2], -1, content(1, 2, 3, 4, 5, 6)) == (3, 0)
+    assert [cache.parent_of(block) for block in (3, 1, 2)] == [-1, 3, 1]
+    assert cache.find(1, content(5, 6)) == 2
+    assert len(cache) == 3
+    assert cache.check() == []
+
+
+def test_a_run_ends_before_the_first_block_that_has_a_twin(cache: PrefixCache) -> None:
+    cache.insert_run([1, 2], -1, content(1, 2, 3, 4))
+    cache.insert_run([3], 2, content(7, 7))
+    assert cache.insert_run([4, 5], 2, content(5, 5, 7, 7)) == (2, 0)
+    assert cache.insert_run([1, 2, 6, 7], -1, content(1, 2, 3, 4, 7, 7, 8, 8)) == (2, 3)
+    assert 6 not in cache
+    assert 7 not in cache
+    assert len(cache) == 5
+    assert cache.check() == []
+
+
+def test_a_run_goes_on_under_blocks_that_are_indexed_already(cache: PrefixCache) -> None:
+    cache.insert_run([1, 2], -1, content(1, 2, 3, 4))
+    assert cache.insert_run([1, 2, 3], -1, content(1, 2, 3, 4, 5, 6)) == (3, 0)
+    assert cache.find(2, content(5, 6)) == 3
+    assert len(cache) == 3
+    assert cache.check() == []
+
+
+def test_an_empty_run_changes_nothing(cache: PrefixCache) -> None:
+    assert cache.insert_run([], -1, b"") == (0, 0)
+    assert len(cache) == 0
 
 
 @pytest.mark.parametrize("order", [(1, 2, 3), (3, 2, 1), (2, 1, 3), (2, 3, 1)])
 def test_blocks_are_forgotten_in_any_order(cache: PrefixCache, order: tuple[int, ...]) -> None:
     for block in (1, 2, 3):
-        cache.insert(block, -1, content(block, block))
+        insert(cache, block, -1, content(block, block))
     for count, block in enumerate(order):
         cache.remove(block)
         assert block not in cache
@@ -82,8 +126,8 @@ def test_forgetting_what_is_not_known_is_our_bug(cache: PrefixCache) -> None:
 
 
 def test_a_block_tells_its_parent_and_tokens(cache: PrefixCache) -> None:
-    cache.insert(3, -1, content(1, 2))
-    cache.insert(4, 3, content(5, 6))
+    insert(cache, 3, -1, content(1, 2))
+    insert(cache, 4, 3, content(5, 6))
     assert (cache.parent_of(3), cache.parent_of(4), cache.parent_of(5)) == (-1, 3, 0)
     assert cache.tokens_of(4) == content(5, 6)
 
@@ -91,14 +135,122 @@ def test_a_block_tells_its_parent_and_tokens(cache: PrefixCache) -> None:
 def test_a_hash_depends_on_everything_before_the_block() -> None:
     cache = PrefixCache(8, 2)
     for parent, block in ((-1, 1), (-2, 2)):
-        cache.insert(block, parent, content(1, 2) if parent == -1 else content(3, 4))
-        cache.insert(block + 2, block, content(5, 6))
+        insert(cache, block, parent, content(1, 2) if parent == -1 else content(3, 4))
+        insert(cache, block + 2, block, content(5, 6))
     assert cache._hash[3] != cache._hash[4]
+
+
+def test_the_key_of_a_chain_is_that_of_its_last_block(cache: PrefixCache) -> None:
+    cache.insert_run([1, 2], -2, content(1, 2, 3, 4))
+    assert cache.chain_key(-2, content(1, 2)) == cache.key_of(1)
+    assert cache.chain_key(-2, content(1, 2, 3, 4)) == cache.key_of(2)
+
+
+def test_the_key_of_a_chain_depends_on_its_namespace() -> None:
+    cache = PrefixCache(8, 2)
+    assert cache.chain_key(-2, content(1, 2)) != cache.chain_key(-3, content(1, 2))
+
+
+# ── names that hold in every tier ───────────────────────────────────────────────────────────────────────────
+
+
+def test_equal_chains_in_different_blocks_have_the_same_name() -> None:
+    one, other = PrefixCache(8, 2), PrefixCache(8, 2)
+    one.insert_run([1, 2], -2, content(1, 2, 3, 4))
+    other.insert_run([7, 5], -2, content(1, 2, 3, 4))
+    assert one.content_of(2) == other.content_of(5)
+    assert one.content_of(1) == other.content_of(7)
+
+
+def test_a_name_is_that_of_the_tokens_in_order(cache: PrefixCache) -> None:
+    cache.insert_run([3, 1], -2, content(1, 2, 3, 4))
+    insert(cache, 2, -3, content(1, 2))
+    assert cache.content_of(-2) == root_content(-2)
+    assert cache.content_of(2) == root_content(-3).followed_by(content(1, 2))
+    assert cache.content_of(3) == root_content(-2).followed_by(content(1, 2))
+    assert cache.content_of(1) == root_content(-2).followed_by(content(1, 2)).followed_by(content(3, 4))
+
+
+def test_a_block_that_holds_something_else_now_has_another_name(cache: PrefixCache) -> None:
+    insert(cache, 3, -2, content(1, 2))
+    before = cache.content_of(3)
+    cache.remove(3)
+    insert(cache, 3, -2, content(5, 6))
+    assert cache.content_of(3) == root_content(-2).followed_by(content(5, 6)) != before
+
+
+def test_naming_a_chains_last_block_names_each_block_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, computed, followed_by = PrefixCache(8, 2), list[bytes](), Content.followed_by
+    cache.insert_run([1, 2, 3], -2, content(1, 2, 3, 4, 5, 6))
+
+    def compute(parent: Content, tokens: bytes) -> Content:
+        computed.append(tokens)
+        return followed_by(parent, tokens)
+
+    monkeypatch.setattr(Content, "followed_by", compute)
+    for block in (3, 2, 1, 3):
+        cache.content_of(block)
+    assert computed == [content(1, 2), content(3, 4), content(5, 6)]
+
+
+# ── descendants ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_follows_a_block_is_found_children_last() -> None:
+    cache = PrefixCache(8, 2)
+    cache.insert_run([8, 5, 2], -2, content(1, 2, 3, 4, 5, 6))
+    insert(cache, 1, 5, content(7, 7))
+    insert(cache, 3, -2, content(9, 9))
+    found = cache.descendants(5)
+    assert found[0] == 5
+    assert set(found) == {5, 2, 1}
+    assert cache.descendants(3) == [3]
+
+
+def test_what_belongs_to_a_namespace_is_found_children_last() -> None:
+    cache = PrefixCache(8, 2)
+    cache.insert_run([8, 5, 2], -2, content(1, 2, 3, 4, 5, 6))
+    cache.insert_run([1, 3], -3, content(1, 2, 3, 4))
+    assert cache.descendants(-2) == [8, 5, 2]
+    assert cache.descendants(-3) == [1, 3]
+
+
+def test_nothing_follows_what_is_not_indexed() -> None:
+    cache = PrefixCache(8, 2)
+    insert(cache, 3, -2, content(1, 2))
+    assert cache.descendants(4) == []
+    assert cache.descendants(-3) == []
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_descendants_of_random_trees_are_those_that_climbing_finds(seed: int) -> None:
+    rng, size = random.Random(seed), 60
+    cache = PrefixCache(size, 1)
+    blocks = rng.sample(range(1, size + 1), rng.randint(1, size))
+    parents: dict[int, int] = {}
+    for block in blocks:
+        # Mostly long chains: it is their length that climbing by powers of two has to get right.
+        parents[block] = rng.choice([-2, -3, *parents] + 20 * list(parents)[-1:])
+        insert(cache, block, parents[block], content(block))
+
+    def ancestors(block: int) -> list[int]:
+        line = [block]
+        while line[-1] > 0:
+            line.append(parents[line[-1]])
+        return line
+
+    for ancestor in (-2, -3, *blocks):
+        found = cache.descendants(ancestor)
+        assert sorted(found) == sorted(block for block in blocks if ancestor in ancestors(block))
+        assert all(parents[block] not in found[index:] for index, block in enumerate(found))
+
+
+# ── check sees what is wrong ────────────────────────────────────────────────────────────────────────────────
 
 
 def test_check_names_a_block_whose_tokens_changed() -> None:
     cache = PrefixCache(8, 2)
-    cache.insert(3, -1, content(1, 2))
+    insert(cache, 3, -1, content(1, 2))
     cache._tokens[3 * 8] = 9
     assert cache.check() == ["block 3's hash is not that of its tokens and parent"]
 
@@ -111,9 +263,33 @@ def test_check_names_a_block_that_no_bucket_reaches() -> None:
 
 def test_check_compares_the_size() -> None:
     cache = PrefixCache(8, 2)
-    cache.insert(3, -1, content(1, 2))
+    insert(cache, 3, -1, content(1, 2))
     cache._size = 2
     assert cache.check() == ["the index counts 2 blocks and holds 1"]
+
+
+def test_check_names_a_block_in_another_blocks_bucket() -> None:
+    cache = PrefixCache(8, 2, lambda parent, tokens: sum(tokens[:1]))
+    insert(cache, 3, -1, content(1, 2))
+    cache._bucket[5], cache._bucket[1] = 3, 0
+    assert cache.check() == ["block 3 hangs in bucket 5, not in its hash's"]
+
+
+def test_check_names_a_chain_that_bites_its_tail() -> None:
+    cache = PrefixCache(8, 2)
+    insert(cache, 3, -1, content(1, 2))
+    cache._chain[3] = 3
+    assert cache.check() == ["block 3 is reached twice in the index"]
+
+
+def test_check_names_a_block_that_outlived_its_parent() -> None:
+    cache = PrefixCache(8, 2)
+    cache.insert_run([1, 2], -1, content(1, 2, 3, 4))
+    cache.remove(1)
+    assert cache.check() == ["indexed blocks have outlived their parents: [2]"]
+
+
+# ── namespaces ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_salt_keeps_its_namespace() -> None:
@@ -144,11 +320,40 @@ def test_a_forgotten_salts_namespace_is_never_used_again() -> None:
 def test_a_namespace_is_forgotten_only_when_its_last_block_is() -> None:
     cache = PrefixCache(8, 2)
     namespace = cache.namespaces.id_of("a")
-    cache.insert(1, namespace, content(1, 1))
-    cache.insert(2, namespace, content(2, 2))
+    insert(cache, 1, namespace, content(1, 1))
+    insert(cache, 2, namespace, content(2, 2))
     cache.remove(1)
     cache.namespaces._forget_empty()
     assert cache.namespaces.id_of("a") == namespace
     cache.remove(2)
     cache.namespaces._forget_empty()
     assert cache.namespaces.id_of("a") != namespace
+
+
+def test_the_other_namespaces_with_blocks_are_listed_the_youngest_first() -> None:
+    names = Namespaces(chain_hash)
+    first, second, third, empty = (names.id_of((0, salt)) for salt in "abcd")
+    for namespace in (first, second, third):
+        names.count(namespace, +1)
+    assert names.others(second, 8) == [third, first]
+    assert names.others(empty, 2) == [third, second]
+    names.count(third, -1)
+    assert names.others(empty, 8) == [second, first]
+
+
+def test_a_tenants_namespaces_are_matched_by_tenant_or_by_salt_too() -> None:
+    names = Namespaces(chain_hash)
+    ids = {key: names.id_of(key) for key in [(0, "a"), (0, "b"), (1, "a")]}
+    assert names.matching(0, None) == [(ids[0, "a"], (0, "a")), (ids[0, "b"], (0, "b"))]
+    assert names.matching(0, "b") == [(ids[0, "b"], (0, "b"))]
+    assert names.matching(1, "b") == []
+    assert len(names) == 3
+
+
+def test_a_renewed_key_has_a_namespace_that_was_never_used() -> None:
+    names = Namespaces(chain_hash)
+    ids = [names.id_of(("tenant", "a")), names.id_of(("tenant", "b"))]
+    names.renew(("tenant", "a"))
+    assert names.matching("tenant", "a") == []
+    assert names.id_of(("tenant", "a")) not in ids
+    assert names.id_of(("tenant", "b")) == ids[1]

@@ -75,29 +75,44 @@ def prompts() -> list[list[int]]:
     ]
 
 
+# So few blocks that sequences have to give way to each other.
+TIGHT = {"block_size": 4, "num_blocks": 26, "max_model_len": 64, "watermark_ratio": 0.0, "lookahead": 0}
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {"block_size": 1, "num_blocks": 600},
         {"block_size": 8, "max_num_batched_tokens": 7, "max_num_seqs": 7},
         {"block_size": 4, "prefix_caching": False},
-        {"block_size": 4, "num_blocks": 26, "max_model_len": 64, "watermark_ratio": 0.0},
+        TIGHT,
+        {**TIGHT, "prefix_caching": False},
+        {**TIGHT, "swap_space": 2**20, "preemption": "swap"},
+        {**TIGHT, "swap_space": 2**20, "preemption": "swap", "prefix_caching": False},
+        {**TIGHT, "swap_disk": 2**20, "swap_dir": "/tmp", "preemption": "swap"},
+        {**TIGHT, "swap_space": 2**20, "preemption": "recompute"},
         {"attention_backend": "reference"},
     ],
 )
 def test_outputs_do_not_depend_on_how_the_cache_is_cut(load: Load, options: dict[str, Any]) -> None:
     core = load(**options)
     assert run(core, prompts()) == run(load(), prompts())
-    if options.get("num_blocks") == 26:
-        assert core.stats().preemptions > 0
+    stats = core.stats()
+    assert ("num_blocks" in options and options["num_blocks"] < 30) == (stats.num_preemptions > 0)
+    if options.get("preemption") == "swap":
+        assert stats.swapped_tokens > 0
+        assert stats.recomputed_tokens == 0
+    elif "swap_space" in options:
+        assert stats.copies["device_to_host"] > 0, "nothing sank"
+        assert stats.prefix_hits["host"] > 0
 
 
 def test_seeded_samples_do_not_depend_on_the_batch_or_on_preemption(load: Load) -> None:
     sampling = {"temperature": 1.0, "seed": 5, "n": 3, "top_p": 0.95}
     together = run(load(), prompts(), **sampling)
-    tight = load(block_size=4, num_blocks=40, max_model_len=64, watermark_ratio=0.0)
+    tight = load(**{**TIGHT, "num_blocks": 40})
     assert run(tight, prompts(), **sampling) == together
-    assert tight.stats().preemptions > 0
+    assert tight.stats().num_preemptions > 0
     alone = {}
     core = load()
     for key, prompt in enumerate(prompts()):
@@ -128,7 +143,7 @@ def test_one_bad_request_fails_alone(load: Load, caplog: pytest.LogCaptureFixtur
     outputs = run(core, good)
     assert outputs == expected
     assert core.stats().finished["error"] == 1
-    assert core.stats().blocks_used == 0
+    assert core.stats().device.used == 0
     assert "step" in caplog.text
 
 
@@ -142,7 +157,7 @@ def test_ended_sequences_free_their_blocks_and_their_siblings_go_on(load: Load) 
     finished = [end for _ in range(30) for end in core.step().finished]
     assert [(split_stream(end.stream), str(end.reason)) for end in finished] == [((0, 0), "length")]
     assert core.stats().finished == {"stop": 1, "length": 1}
-    assert core.stats().blocks_used == 0
+    assert core.stats().device.used == 0
 
 
 def test_the_slots_that_hold_kv_are_counted(load: Load) -> None:
@@ -150,9 +165,9 @@ def test_the_slots_that_hold_kv_are_counted(load: Load) -> None:
     core.add(AddRequest("r", list(range(20)), SamplingParams(n=3, max_tokens=20, ignore_eos=True), key=0))
     core.step()
     stats = core.stats()
-    assert (stats.blocks_used, stats.slots_filled, stats.blocks_shared) == (3, 20, 3)
+    assert (stats.device.used, stats.slots_filled, stats.blocks_shared) == (3, 20, 3)
     core.step()
     stats = core.stats()
-    assert (stats.blocks_used, stats.slots_filled, stats.copies) == (5, 16 + 3 * 5, 2)
+    assert (stats.device.used, stats.slots_filled, stats.copies["copy_on_write"]) == (5, 16 + 3 * 5, 2)
     core.abort([0])
     assert core.stats().slots_filled == 0

@@ -66,13 +66,13 @@ async def test_two_hundred_requests_with_random_aborts_leave_no_block_behind(cli
     await asyncio.gather(*(one() for _ in range(200)))
     assert await client.check_integrity() == []
     deadline = time.monotonic() + 5
-    while client.stats.running or client.stats.blocks_used:
+    while client.stats.running or client.stats.device.used:
         assert time.monotonic() < deadline, client.stats
         await asyncio.sleep(0.05)
     stats = client.stats
-    assert stats.blocks_cached + stats.blocks_free == stats.blocks_total
+    assert stats.device.cached + stats.device.free == stats.device.total
     assert stats.finished["abort"] > 20
-    assert stats.prefix_hits > 0
+    assert stats.prefix_hits["device"] > 0
     assert stats.forks > 0
 
 

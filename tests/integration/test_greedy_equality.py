@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -93,18 +94,33 @@ async def test_equals_transformers(variant: Variant, expected: dict[Prompt, list
         check(await complete_all(server, variant.prompts, variant.at_once), expected, tokenizer)
         if variant.prefix_caching and variant.block_size < 32:
             # Once more, now out of the cache.
-            hits = server.metric("octavo_prefix_cache_tokens_total", result="hit")
+            hits = server.metric("octavo_prefix_cache_tokens_total", result="hit_device")
             check(await complete_all(server, variant.prompts, variant.at_once), expected, tokenizer)
-            assert server.metric("octavo_prefix_cache_tokens_total", result="hit") > hits
+            assert server.metric("octavo_prefix_cache_tokens_total", result="hit_device") > hits
 
 
-@pytest.mark.parametrize("prefix_caching", [True, False])
+PRESSED = {
+    "recompute, cached": (True, []),
+    "recompute, uncached": (False, []),
+    "swap, cached": (True, ["--swap-space", "64MiB", "--preemption", "swap"]),
+    "swap, uncached": (False, ["--swap-space", "64MiB", "--preemption", "swap"]),
+    "sinking": (True, ["--swap-space", "64MiB", "--preemption", "recompute"]),
+    "swap to disk": (True, ["--swap-disk", "64MiB", "--swap-dir", tempfile.gettempdir(), "--preemption", "swap"]),
+}
+
+
+@pytest.mark.parametrize(("prefix_caching", "options"), PRESSED.values(), ids=PRESSED.keys())
 async def test_equals_transformers_under_preemption(
-    prefix_caching: bool, expected: dict[Prompt, list[int]], tokenizer: Tokenizer
+    prefix_caching: bool, options: list[str], expected: dict[Prompt, list[int]], tokenizer: Tokenizer
 ) -> None:
     # The longest prompt and its output fill most of the pool: sixteen at once have to give way to each other.
     variant = Variant(8, 512, prefix_caching, num_blocks=64)
-    with serve(*variant.options, "--watermark-ratio", "0") as server:
+    with serve(*variant.options, "--watermark-ratio", "0", "--lookahead", "0", *options) as server:
         check(await complete_all(server, PROMPTS, at_once=16), expected, tokenizer)
-        assert server.metric("octavo_preemptions_total") > 0
+        method = "swap" if "swap" in options else "recompute"
+        assert server.metric("octavo_preemptions_total", method=method) > 0
+        if "swap" in options:
+            assert server.metric("octavo_swapped_tokens_total") > 0
+        if method == "recompute" and options:
+            assert server.metric("octavo_kv_copies_total", kind="device_to_host") > 0
         assert server.metric("octavo_kv_blocks", state="used") == 0

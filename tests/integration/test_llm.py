@@ -40,7 +40,7 @@ def test_stop_strings_end_one_sequence_and_not_its_siblings(llm: LLM) -> None:
     assert stopped.outputs[0].text == whole.outputs[0].text[: whole.outputs[0].text.index(stop)]
     for before, after in zip(whole.outputs, stopped.outputs, strict=True):
         assert before.text.startswith(after.text)
-    assert llm.stats.blocks_used == 0
+    assert llm.stats.device.used == 0
 
 
 def test_bad_requests_are_told_and_leave_nothing_behind(llm: LLM) -> None:
@@ -48,7 +48,7 @@ def test_bad_requests_are_told_and_leave_nothing_behind(llm: LLM) -> None:
         llm.generate(["fine", [1] * 600], GREEDY)
     with pytest.raises(InvalidRequestError, match="no tokens"):
         llm.generate([[]], GREEDY)
-    assert llm.stats.blocks_used == 0
+    assert llm.stats.device.used == 0
     assert llm.stats.waiting == 0
     assert "Paris" in llm.generate("The capital of France is", GREEDY)[0].text
 

@@ -30,7 +30,7 @@ def most_used(llm: LLM, n: int, requests: int) -> int:
     most = 0
     while llm.core.has_work:
         llm.core.step()
-        most = max(most, llm.stats.blocks_used)
+        most = max(most, llm.stats.device.used)
     return most
 
 
@@ -43,7 +43,7 @@ def test_four_samples_of_one_prompt_share_its_blocks(llm: LLM) -> None:
     assert together <= prompt_blocks + 4 * 2
     assert after.forks - before.forks == 3
     # The partial last block has four owners: three copies, and the last owner writes in place.
-    assert after.copies - before.copies == 3
+    assert after.copies["copy_on_write"] - before.copies["copy_on_write"] == 3
     assert llm.core.check_integrity() == []
 
 

@@ -4,27 +4,37 @@ from __future__ import annotations
 
 from itertools import product
 
-import numpy as np
 import pytest
+from factories import make_request
 
-from octavo.scheduler.request import Request, Sequence, SequenceState, split_stream, stream_of
-from octavo.scheduler.sampling import MAX_N, SamplingParams
+from octavo.scheduler.request import Sequence, SequenceState, split_stream, stream_of
+from octavo.scheduler.sampling import MAX_N
 
-WAITING, RUNNING, PREEMPTED, FINISHED = SequenceState
+WAITING, RUNNING, PREEMPTED, SWAPPED, FINISHED = SequenceState
 LEGAL = {
     (WAITING, RUNNING),
     (WAITING, FINISHED),
     (RUNNING, PREEMPTED),
+    (RUNNING, SWAPPED),
     (RUNNING, FINISHED),
     (PREEMPTED, RUNNING),
     (PREEMPTED, FINISHED),
+    (SWAPPED, RUNNING),
+    (SWAPPED, PREEMPTED),
+    (SWAPPED, FINISHED),
 }
-WAY_TO = {WAITING: [], RUNNING: [RUNNING], PREEMPTED: [RUNNING, PREEMPTED], FINISHED: [FINISHED]}
+WAY_TO = {
+    WAITING: [],
+    RUNNING: [RUNNING],
+    PREEMPTED: [RUNNING, PREEMPTED],
+    SWAPPED: [RUNNING, SWAPPED],
+    FINISHED: [FINISHED],
+}
 
 
 def make_sequence(number: int = 0, index: int = 0, key: int = 0) -> Sequence:
-    prompt = np.array([1, 2, 3], dtype=np.int32)
-    return Sequence(Request(key, number, prompt, SamplingParams(), 10, 0, "", 0), index, prompt)
+    request = make_request(number, key=key)
+    return Sequence(request, index, request.prompt)
 
 
 def sequence_in(state: SequenceState) -> Sequence:

@@ -6,17 +6,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from factories import make_request
 
-from octavo.scheduler.request import NO_ROW, Request, Sequence
+from octavo.scheduler.request import NO_ROW, Sequence
 from octavo.scheduler.rows import Rows
-from octavo.scheduler.sampling import SamplingParams
+from octavo.scheduler.tenants import Tenant
 
 PROMPT = [5, 6, 7]
 
 
-def make_sequence(index: int = 0, *, limit: int = 10, seed: int = 0, unforked: int = 0, **sampling: Any) -> Sequence:
-    prompt = np.array(PROMPT, dtype=np.int32)
-    return Sequence(Request(3, 0, prompt, SamplingParams(**sampling), limit, seed, "", unforked), index, prompt)
+def make_sequence(index: int = 0, **fields: Any) -> Sequence:
+    request = make_request(prompt=PROMPT, key=3, **fields)
+    return Sequence(request, index, request.prompt)
 
 
 @pytest.fixture
@@ -68,6 +69,20 @@ def test_stop_rules_become_flags(rows: Rows) -> None:
     assert (rows.stops_at_eos[other], rows.has_stop_ids[other]) == (False, True)
 
 
+def test_a_sequence_brings_its_tenants_number(rows: Rows) -> None:
+    numbers = [
+        rows.tenant[rows.occupy(make_sequence(tenant=Tenant(name, index)), 0)] for index, name in enumerate("ab")
+    ]
+    assert numbers == [0, 1]
+
+
+def test_what_outputs_are_chosen_by_becomes_columns(rows: Rows) -> None:
+    likeliest = rows.occupy(make_sequence(best_of=3), 0)
+    beam = rows.occupy(make_sequence(beam_width=4), 0)
+    assert (rows.wants_logprobs[likeliest], rows.beam_width[likeliest]) == (True, 0)
+    assert (rows.wants_logprobs[beam], rows.beam_width[beam]) == (False, 4)
+
+
 def test_only_the_first_sequence_has_siblings_to_fork(rows: Rows) -> None:
     assert rows.unforked[rows.occupy(make_sequence(0, unforked=2), 0)]
     assert not rows.unforked[rows.occupy(make_sequence(1, unforked=2), 0)]
@@ -85,7 +100,9 @@ def test_every_allowed_seed_fits_its_column(rows: Rows, seed: int) -> None:
 
 
 def test_a_row_forgets_the_sequence_before(rows: Rows) -> None:
-    first = make_sequence(temperature=0.5, top_k=7, min_tokens=4, ignore_eos=True, stop_token_ids=(4,), unforked=1)
+    sampling: dict[str, Any] = {"temperature": 0.5, "top_k": 7, "min_tokens": 4, "best_of": 2}
+    stops = {"ignore_eos": True, "stop_token_ids": (4,)}
+    first = make_sequence(**sampling, **stops, unforked=1, tenant=Tenant("a", 1))
     row = rows.occupy(first, 3)
     rows.vacate(first)
     assert rows.occupy(make_sequence(temperature=1.0), 0) == row

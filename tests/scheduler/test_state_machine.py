@@ -5,15 +5,21 @@ A run here takes about 10,000 steps; with OCTAVO_NIGHTLY=1 it takes ten times as
 
 from __future__ import annotations
 
+import contextlib
 import os
+from typing import Any
 
-from factories import OracleEngine, greedy, make_scheduler
+from beam_reference import beam_search, best_of
+from factories import EOS, VOCAB, OracleEngine, greedy, make_scheduler
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from invariants import check_empty, check_parents, check_sequences, expected
+from invariants import check_all, check_empty, expected
 
 from octavo.block_manager.hashing import chain_hash
+from octavo.block_manager.tiers import TransferTiming
+from octavo.config import TenantConfig
+from octavo.errors import ClientError, PinBudgetError
 from octavo.scheduler.sampling import SamplingParams
 
 _CHECKS = [HealthCheck.too_slow, HealthCheck.filter_too_much]
@@ -46,6 +52,14 @@ class ServingMachine(RuleBasedStateMachine):
         caching=st.sampled_from([True, True, False]),
         hasher=st.sampled_from(sorted(HASHERS)),
         watermark_ratio=st.sampled_from([0.0, 0.01, 0.3]),
+        host_blocks=st.sampled_from([0, 2, 12]),
+        disk_blocks=st.sampled_from([0, 0, 3, 20]),
+        lookahead=st.sampled_from([0, 0, 8]),
+        policy=st.sampled_from(["fcfs", "priority", "fair"]),
+        preemption=st.sampled_from(["auto", "swap", "recompute"]),
+        max_preemptions=st.sampled_from([1, 3]),
+        prefer_cached=st.booleans(),
+        shared_out=st.booleans(),
     )
     def start(
         self,
@@ -57,7 +71,12 @@ class ServingMachine(RuleBasedStateMachine):
         caching: bool,
         hasher: str,
         watermark_ratio: float,
+        shared_out: bool,
+        **options: Any,
     ) -> None:
+        self.now = 0.0
+        half = max(1, num_blocks // 2)
+        tenants = (TenantConfig(name="t", floor=num_blocks // 4, ceiling=half, weight=2.0),) if shared_out else ()
         self.scheduler = make_scheduler(
             num_blocks=num_blocks,
             block_size=block_size,
@@ -67,31 +86,64 @@ class ServingMachine(RuleBasedStateMachine):
             caching=caching,
             hasher=HASHERS[hasher],
             watermark_ratio=watermark_ratio,
+            tenants=tenants,
+            pin_ratio=0.5,
+            clock=lambda: self.now,
+            **options,
         )
+        self.names = [tenant.name for tenant in self.scheduler.state.tenants]
         self.engine = OracleEngine(self.scheduler)
 
-    def enqueue(self, prompt: list[int], max_tokens: int, n: int, salt: str) -> None:
-        largest = self.scheduler.largest_request()
+    def enqueue(self, prompt: list[int], max_tokens: int, *, tenant: str = "", salt: str = "", **how: Any) -> None:
+        """Adds a request, cut to what fits; those that can never fit are refused and leave nothing behind."""
+        largest = self.scheduler.largest_request(tenant)
         prompt = prompt[: largest - 1]
-        sampling = greedy(min(max_tokens, largest - len(prompt)), n=n)
+        fields = {name: how.pop(name) for name in ("n", "beam_width", "best_of") if name in how}
+        sampling = greedy(min(max_tokens, largest - len(prompt)), **fields)
         key = len(self.jobs)
-        self.jobs[key] = (prompt, sampling)
-        self.engine.add(key, prompt, sampling, salt)
+        try:
+            self.engine.add(key, prompt, sampling, salt, tenant=tenant, **how)
+        except ClientError:
+            may_be_refused = sampling.beam_width or how.get("pin_ttl")
+            assert may_be_refused
+        else:
+            self.jobs[key] = (prompt, sampling)
 
-    @rule(prompt=PROMPTS, max_tokens=st.integers(1, 12), salt=st.sampled_from(["", "a"]))
-    def add(self, prompt: list[int], max_tokens: int, salt: str) -> None:
-        self.enqueue(prompt, max_tokens, 1, salt)
+    def outputs(self, key: int) -> list[list[int]]:
+        prompt, sampling = self.jobs[key]
+        if sampling.beam_width:
+            return beam_search(prompt, sampling, VOCAB, EOS)
+        if sampling.chooses:
+            return best_of(prompt, sampling, VOCAB, EOS)
+        return [expected(prompt, sampling, index) for index in range(sampling.n)]
+
+    @rule(
+        data=st.data(),
+        prompt=PROMPTS,
+        max_tokens=st.integers(1, 12),
+        salt=st.sampled_from(["", "a"]),
+        priority=st.integers(0, 2),
+        pin_ttl=st.sampled_from([None, None, 1.0, 50.0]),
+    )
+    def add(self, data: st.DataObject, prompt: list[int], max_tokens: int, **how: Any) -> None:
+        self.enqueue(prompt, max_tokens, tenant=data.draw(st.sampled_from(self.names)), **how)
 
     @rule(prompt=PROMPTS, max_tokens=st.integers(1, 12), n=st.integers(2, 5))
     def add_that_forks(self, prompt: list[int], max_tokens: int, n: int) -> None:
-        self.enqueue(prompt, max_tokens, n, "")
+        self.enqueue(prompt, max_tokens, n=n)
+
+    @rule(
+        prompt=PROMPTS, max_tokens=st.integers(1, 8), n=st.integers(1, 2), more=st.integers(1, 2), beams=st.booleans()
+    )
+    def add_that_chooses(self, prompt: list[int], max_tokens: int, n: int, more: int, beams: bool) -> None:
+        self.enqueue(prompt, max_tokens, n=n, **{"beam_width" if beams else "best_of": n + more})
 
     @precondition(lambda self: self.jobs)
     @rule(data=st.data(), more=st.lists(st.integers(0, 2), max_size=5), max_tokens=st.integers(1, 12))
     def add_with_shared_prefix(self, data: st.DataObject, more: list[int], max_tokens: int) -> None:
         key = data.draw(st.sampled_from(sorted(self.jobs)))
         said = self.engine.outputs[key, 0]
-        self.enqueue(self.jobs[key][0] + said + more or [0], max_tokens, 1, "")
+        self.enqueue(self.jobs[key][0] + said + more or [0], max_tokens)
 
     @rule()
     def step(self) -> None:
@@ -109,7 +161,9 @@ class ServingMachine(RuleBasedStateMachine):
         if plan is None:
             assert not self.scheduler.has_work, "work waits and nothing can run"
             return
-        result = self.scheduler.fail(plan, "boom")
+        left = self.engine.transfer(plan)
+        assert left is not None
+        result = self.scheduler.fail(left, "boom")
         self.engine.take(result)
         self.failed |= {finished.stream // 128 for finished in result.finished}
 
@@ -120,33 +174,74 @@ class ServingMachine(RuleBasedStateMachine):
         if self.scheduler.abort(key):
             self.aborted.add(key)
 
+    @rule(data=st.data())
+    def lose_transfers(self, data: st.DataObject) -> None:
+        plan = self.scheduler.schedule()
+        if plan is None:
+            assert not self.scheduler.has_work, "work waits and nothing can run"
+            return
+        left = self.engine.transfer(plan, lambda: data.draw(st.booleans()))
+        if left is not None:
+            self.engine.take(self.scheduler.update(left, self.engine.runner.execute(left)))
+
+    @rule(seconds=st.floats(0.001, 10), per_block=st.floats(0.0001, 10))
+    def observe_costs(self, seconds: float, per_block: float) -> None:
+        plan = self.scheduler.schedule()
+        if plan is None:
+            return
+        timings = [TransferTiming(t.source, t.target, 1, per_block) for t in plan.transfers]
+        left = self.engine.transfer(plan)
+        assert left is not None
+        sampled = self.engine.runner.execute(left)
+        self.scheduler.observe(left, seconds, timings)
+        self.engine.take(self.scheduler.update(left, sampled))
+
+    @rule(data=st.data(), prompt=PROMPTS, ttl=st.sampled_from([1.0, 50.0]))
+    def pin(self, data: st.DataObject, prompt: list[int], ttl: float) -> None:
+        with contextlib.suppress(ClientError, PinBudgetError):
+            self.scheduler.pin(prompt, ttl, tenant=data.draw(st.sampled_from(self.names)))
+
+    @rule(data=st.data())
+    def drop_a_pin(self, data: st.DataObject) -> None:
+        if pins := self.scheduler.pinning.listed():
+            assert self.scheduler.pinning.drop(data.draw(st.sampled_from(pins)).number)
+
+    @rule(seconds=st.sampled_from([0.5, 20.0]))
+    def let_time_pass(self, seconds: float) -> None:
+        self.now += seconds
+        assert all(pin.expires > self.now for pin in self.scheduler.pinning.listed())
+
+    @rule(data=st.data(), prompt=PROMPTS)
+    def invalidate_a_prefix(self, data: st.DataObject, prompt: list[int]) -> None:
+        self.scheduler.invalidate(tenant=data.draw(st.sampled_from(self.names)), tokens=prompt)
+
+    @rule()
+    def forget_all_cached_content(self) -> None:
+        for name in self.names:
+            self.scheduler.invalidate(tenant=name)
+        assert self.scheduler.manager.pool.counts.cached == 0
+        assert len(self.scheduler.manager.pins) == 0
+
     @rule()
     def drain(self) -> None:
         self.engine.run()
+        self.now += 1_000.0
+        assert self.scheduler.pinning.listed() == []
         check_empty(self.scheduler)
         for key in self.jobs.keys() - self.aborted - self.failed:
-            prompt, sampling = self.jobs[key]
-            for index in range(sampling.n):
-                assert self.engine.outputs[key, index] == expected(prompt, sampling, index)
-
-    @rule()
-    def forget_cached_content(self) -> None:
-        self.scheduler.manager.pool.forget_idle()
-        assert self.scheduler.manager.pool.counts.cached == 0
+            for index, output in enumerate(self.outputs(key)):
+                assert self.engine.outputs[key, index] == output
 
     @invariant()
     def blocks_and_sequences_are_sound(self) -> None:
         if not hasattr(self, "engine"):
             return
-        self.engine.check()
-        check_parents(self.scheduler.manager)
-        check_sequences(self.scheduler)
+        check_all(self.engine)
 
     @invariant()
     def nothing_wrong_was_said(self) -> None:
         for (key, index), said in self.engine.outputs.items() if hasattr(self, "engine") else ():
-            prompt, sampling = self.jobs[key]
-            assert said == expected(prompt, sampling, index)[: len(said)]
+            assert said == self.outputs(key)[index][: len(said)]
 
     def teardown(self) -> None:
         if hasattr(self, "engine"):

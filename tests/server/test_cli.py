@@ -68,6 +68,12 @@ def test_options_reach_their_sections(served: list[tuple[EngineConfig, ServerCon
     assert server == ServerConfig(port=0)
 
 
+def test_tiers_are_given_in_bytes(served: list[tuple[EngineConfig, ServerConfig]]) -> None:
+    arguments = "--swap-space 4GiB --swap-dir /mnt/kv --swap-disk 20GB"
+    assert run("serve", *arguments.split()) == 0
+    assert served[0][0] == EngineConfig.of(swap_space=4 * 2**30, swap_dir="/mnt/kv", swap_disk=20 * 10**9)
+
+
 def test_without_options_the_config_classes_know_the_defaults(served: list[tuple[EngineConfig, ServerConfig]]) -> None:
     assert run("serve") == 0
     assert served == [(EngineConfig(), ServerConfig())]
@@ -84,6 +90,8 @@ def test_without_options_the_config_classes_know_the_defaults(served: list[tuple
         (["serve", "--port", "99999"], "between 0 and 65535"),
         (["serve", "--block-size", "0"], "--block-size must be at least 1"),
         (["serve", "--kv-cache-memory", "lots"], "write it as 2GiB"),
+        (["serve", "--swap-space", "-1"], "--swap-space"),
+        (["serve", "--swap-disk", "1GiB"], "--swap-disk 1073741824 needs a folder"),
         (["serve", "--port"], "expected one argument"),
         (["fly"], "serve"),
         ([], "COMMAND"),

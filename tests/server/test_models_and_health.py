@@ -8,7 +8,7 @@ from fake_engine import FakeEngine
 from fastapi import FastAPI
 
 from octavo.config import ServerConfig
-from octavo.engine.messages import EngineStats
+from octavo.engine.messages import EngineStats, TierBlocks
 from octavo.engine.tokenizer import Tokenizer
 from octavo.server.app import build_app
 from octavo.server.lifecycle import Lifecycle
@@ -76,15 +76,17 @@ async def test_what_the_tokenizer_refuses(http: httpx.AsyncClient, path: str, bo
 
 
 async def test_metrics(http: httpx.AsyncClient, engine: FakeEngine) -> None:
-    engine.stats = EngineStats(blocks_used=3, blocks_cached=4, blocks_free=57, copies=5, finished={"stop": 2})
+    engine.stats = EngineStats(
+        blocks={"device": TierBlocks(64, 3, 4, 57)}, copies={"copy_on_write": 5}, finished={"stop": 2}
+    )
     await http.post("/v1/completions", json={"prompt": "x", "max_tokens": 3})
     await http.get("/v1/models/none")
     await http.get("/nothing/at/all")
     text = (await http.get("/metrics")).text
     for line in (
-        'octavo_kv_blocks{state="used"} 3.0',
-        'octavo_kv_blocks{state="cached"} 4.0',
-        'octavo_kv_blocks{state="free"} 57.0',
+        'octavo_kv_blocks{state="used",tier="device"} 3.0',
+        'octavo_kv_blocks{state="cached",tier="device"} 4.0',
+        'octavo_kv_blocks{state="free",tier="device"} 57.0',
         'octavo_kv_copies_total{kind="copy_on_write"} 5.0',
         'octavo_sequences_finished_total{reason="stop"} 2.0',
         "octavo_ready 1.0",

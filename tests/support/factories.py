@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from oracle import OracleRunner
 
 from octavo.block_manager.hashing import ChainHash, chain_hash
 from octavo.block_manager.manager import BlockManager
+from octavo.block_manager.pool import BlockPool
+from octavo.block_manager.prefix_cache import PrefixCache
+from octavo.block_manager.tiers import Tiers
 from octavo.config import SchedulerConfig
 from octavo.scheduler.plan import StepPlan, StepResult
-from octavo.scheduler.request import split_stream
+from octavo.scheduler.request import FinishReason, Request, split_stream
 from octavo.scheduler.sampling import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
+from octavo.scheduler.tenants import Tenant, Tenants
 
 VOCAB = 64
 EOS = 63
@@ -26,6 +33,9 @@ def make_manager(
     *,
     caching: bool = True,
     hasher: ChainHash = chain_hash,
+    host_blocks: int = 0,
+    disk_blocks: int = 0,
+    **limits: Any,
 ) -> BlockManager:
     """A manager whose every row could own the whole pool."""
     return BlockManager(
@@ -34,8 +44,18 @@ def make_manager(
         num_rows=num_rows,
         max_blocks_per_row=num_blocks,
         prefix_caching=caching,
+        tiers=Tiers(host_blocks, disk_blocks),
         hasher=hasher,
+        **limits,
     )
+
+
+def forget_idle(pool: BlockPool[PrefixCache]) -> int:
+    """Drops the content of all blocks without an owner; returns how many there were."""
+    idle = [block for block in range(1, pool.num_blocks + 1) if block in pool.cache and not pool.owners(block)]
+    for block in idle:
+        pool.forget(block)
+    return len(idle)
 
 
 def make_scheduler(
@@ -47,12 +67,46 @@ def make_scheduler(
     max_model_len: int = 64,
     caching: bool = True,
     hasher: ChainHash = chain_hash,
+    host_blocks: int = 0,
+    disk_blocks: int = 0,
+    clock: Callable[[], float] = time.monotonic,
     **config: Any,
 ) -> Scheduler:
-    """A scheduler over a small pool, with one end-of-sequence token."""
+    """A scheduler over a small pool, with one end-of-sequence token; without look-ahead, so that preemptions happen."""
+    config.setdefault("lookahead", 0)
     limits = SchedulerConfig(max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens, **config)
-    manager = make_manager(num_blocks, block_size, max_num_seqs, caching=caching, hasher=hasher)
-    return Scheduler(limits, manager, max_model_len=max_model_len, vocab_size=VOCAB, eos_token_ids=[EOS])
+    tenants = Tenants(limits.tenants).configs
+    manager = make_manager(
+        num_blocks,
+        block_size,
+        max_num_seqs,
+        caching=caching,
+        hasher=hasher,
+        host_blocks=host_blocks,
+        disk_blocks=disk_blocks,
+        floors=[tenant.floor for tenant in tenants],
+        ceilings=[tenant.ceiling for tenant in tenants],
+        pin_budget=int(num_blocks * limits.pin_ratio),
+        clock=clock,
+    )
+    return Scheduler(limits, manager, max_model_len=max_model_len, vocab_size=VOCAB, eos_token_ids=[EOS], clock=clock)
+
+
+def make_request(
+    number: int = 0,
+    prompt: list[int] | None = None,
+    *,
+    sampling: SamplingParams | None = None,
+    limit: int = 10,
+    key: int | None = None,
+    **fields: Any,
+) -> Request:
+    """A request that no scheduler knows; ``fields`` are `Request`'s, or `SamplingParams`'."""
+    own: dict[str, Any] = {"seed": 0, "tenant": Tenant("default", 0), "salt": "", "priority": 0, "arrival": 0.0}
+    own |= {"pin_ttl": None, "unforked": 0}
+    own |= {name: fields.pop(name) for name in list(fields) if name in own}
+    tokens = np.array(prompt or [1, 2, 3], dtype=np.int32)
+    return Request(number if key is None else key, number, tokens, sampling or SamplingParams(**fields), limit, **own)
 
 
 def greedy(max_tokens: int | None = 8, **values: Any) -> SamplingParams:
@@ -66,6 +120,8 @@ class OracleEngine:
     Attributes:
         outputs: (key, index) → tokens so far.
         reasons: (key, index) → finish reason.
+        failed_steps: Steps that were made to fail.
+        lost_in: Steps in which something did not arrive on the device.
     """
 
     def __init__(self, scheduler: Scheduler) -> None:
@@ -75,19 +131,48 @@ class OracleEngine:
         self.reasons: dict[tuple[int, int], str] = {}
         self.cached: dict[tuple[int, int], int] = {}
         self.plans: list[StepPlan] = []
+        self.failed_steps = 0
+        self.lost_in = 0
 
-    def add(self, key: int, prompt: list[int], sampling: SamplingParams | None = None, salt: str = "") -> None:
+    def add(
+        self, key: int, prompt: list[int], sampling: SamplingParams | None = None, salt: str = "", **how: Any
+    ) -> None:
         """Queues a request."""
-        self.scheduler.add(key, prompt, sampling or greedy(), salt)
+        self.scheduler.add(key, prompt, sampling or greedy(), salt, **how)
 
     def step(self) -> StepPlan | None:
         """One step, verified."""
         plan = self.scheduler.schedule()
         if plan is not None:
             self.plans.append(plan)
-            self.take(self.scheduler.update(plan, self.runner.execute(plan)))
+            self.execute(plan)
         self.check()
         return plan
+
+    def execute(self, plan: StepPlan) -> None:
+        """Runs a plan and takes its results in."""
+        if (left := self.transfer(plan)) is not None:
+            self.take(self.scheduler.update(left, self.runner.execute(left)))
+
+    def transfer(self, plan: StepPlan, arrives: Callable[[], bool] = lambda: True) -> StepPlan | None:
+        """Runs a plan's transfers and returns what is left of the plan.
+
+        Args:
+            arrives: Whether the next transfer succeeds.
+        """
+        lost = self.runner.transfer(plan.transfers, arrives)
+        if not lost:
+            return plan
+        left = self.scheduler.lose(plan, lost)
+        self.lost_in += left is not plan
+        return left
+
+    def fail(self, plan: StepPlan, error: str = "boom") -> StepResult:
+        """Has a plan's step fail."""
+        self.failed_steps += 1
+        result = self.scheduler.fail(plan, error)
+        self.take(result)
+        return result
 
     def take(self, result: StepResult) -> None:
         """Collects what a step gave out."""
@@ -96,7 +181,9 @@ class OracleEngine:
         for stream, hit in result.started:
             self.cached[split_stream(stream)] = hit
         for finished in result.finished:
-            assert split_stream(finished.stream) not in self.reasons, "a sequence ended twice"
+            known = self.reasons.get(split_stream(finished.stream))
+            # An error ends the whole request, and may be told for a sequence that has ended already.
+            assert known is None or known != finished.reason == FinishReason.ERROR, "a sequence ended twice"
             self.reasons[split_stream(finished.stream)] = str(finished.reason)
 
     def run(self, max_steps: int = 10_000) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 
-from octavo.engine.messages import AddRequest, EngineInfo, EngineStats, SequenceDelta
+from octavo.engine.messages import AddRequest, EngineInfo, EngineStats, SequenceDelta, TierBlocks
 from octavo.errors import EngineUnavailableError
 
 
@@ -36,7 +36,7 @@ class FakeEngine:
             attention_backend="fake",
             report=["a fake engine"],
         )
-        self.stats = EngineStats(blocks_total=64, blocks_used=3, blocks_cached=4, blocks_free=57, copies=5)
+        self.stats = EngineStats(blocks={"device": TierBlocks(64, 3, 4, 57)}, copies={"copy_on_write": 5})
         self.status = "ready"
         self.restarts = 0
         self.eos = eos

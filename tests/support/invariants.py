@@ -6,15 +6,19 @@ from factories import EOS, VOCAB, OracleEngine
 from oracle import expected_output
 
 from octavo.block_manager.manager import BlockManager
+from octavo.scheduler.decisions import WaitReason
 from octavo.scheduler.request import NO_ROW, Sequence, SequenceState
 from octavo.scheduler.rows import SIBLING_SEED_STEP
 from octavo.scheduler.sampling import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
 
+# Reasons that say how many blocks are missing.
+LACKING = (WaitReason.BLOCKS, WaitReason.TENANT_CEILING, WaitReason.GUARANTEE)
+
 
 def live_sequences(scheduler: Scheduler) -> list[Sequence]:
     """Every sequence that has not ended, in order of arrival."""
-    sequences = [s for request in scheduler._requests.values() for s in request.sequences]
+    sequences = [s for request in scheduler.state.requests.values() for s in request.sequences]
     return sorted(sequences, key=lambda sequence: sequence.order)
 
 
@@ -38,11 +42,62 @@ def check_sequences(scheduler: Scheduler) -> None:
     assert live == scheduler.num_running + scheduler.num_waiting, "a sequence is neither running nor waiting"
 
 
+def check_swapped(scheduler: Scheduler) -> None:
+    """Exactly the swapped-out sequences hold blocks in the tiers below."""
+    swapped = [s for s in live_sequences(scheduler) if s.state is SequenceState.SWAPPED]
+    assert swapped == [s for s in live_sequences(scheduler) if s.swapped is not None], "copies are held by others"
+    assert scheduler.num_swapped == len(swapped)
+    tiers = scheduler.manager.tiers
+    held = {place for sequence in swapped if sequence.swapped for place in sequence.swapped.held}
+    for tier in tiers.existing:
+        assert tiers.counts(tier).used == sum(place.tier is tier for place in held), f"{tier.name} holds others' blocks"
+
+
+def check_quotas(scheduler: Scheduler) -> None:
+    """Tenants share no blocks, hold no more than they may, and what they are sure of is free until they use it."""
+    manager, tenants = scheduler.manager, scheduler.state.tenants.configs
+    used: list[set[int]] = [set() for _ in tenants]
+    for sequence in scheduler.state.running:
+        used[sequence.request.tenant.index].update(manager.tables.blocks(sequence.row))
+    for pin in manager.pins.listed():
+        used[pin.tenant].update(pin.blocks)
+    assert manager.quota.used == [len(blocks) for blocks in used]
+    assert len(set().union(*used)) == sum(map(len, used)), "tenants share a block"
+    promised = 0
+    for tenant, blocks in zip(tenants, used, strict=True):
+        assert tenant.ceiling is None or len(blocks) <= tenant.ceiling, f"{tenant.name} is above its ceiling"
+        promised += max(0, tenant.floor - len(blocks))
+    assert promised <= manager.pool.available, "floors were given away"
+
+
+def check_preemptions(engine: OracleEngine) -> None:
+    """Nobody gives way more often than is allowed; a failed step may break what admission promised."""
+    most = engine.scheduler.config.max_preemptions
+    for sequence in live_sequences(engine.scheduler):
+        assert sequence.preemptions <= most or engine.failed_steps, f"{sequence.order}: {sequence.preemptions} times"
+
+
+def check_waits(scheduler: Scheduler) -> None:
+    """Everybody who waits is told why, in terms of others who wait."""
+    waits = scheduler.explain_waits()
+    waiting = {s.stream for s in live_sequences(scheduler) if s.state is not SequenceState.RUNNING}
+    assert waits.keys() == waiting
+    for stream, wait in waits.items():
+        assert wait.behind is None or wait.behind in waiting - {stream}, f"{stream} is behind {wait.behind}"
+        assert (wait.short > 0) == (wait.reason in LACKING), f"{stream} lacks {wait.short} blocks: {wait.reason}"
+        assert (wait.behind is not None) or wait.reason is not WaitReason.BEHIND, f"{stream} is behind nobody"
+        assert wait.step <= scheduler.counters.steps
+
+
 def check_all(engine: OracleEngine) -> None:
     """Everything that can be checked between two steps."""
     engine.check()
     check_parents(engine.scheduler.manager)
     check_sequences(engine.scheduler)
+    check_swapped(engine.scheduler)
+    check_quotas(engine.scheduler)
+    check_preemptions(engine)
+    check_waits(engine.scheduler)
 
 
 def check_empty(scheduler: Scheduler) -> None:

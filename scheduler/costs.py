@@ -1,0 +1,90 @@
+"""What things cost here and now, measured: computing tokens again, and copying blocks between tiers.
+
+A step's time is modelled as
+
+    seconds = base + a · prefill tokens + b · decode tokens + c · (prefill query, key) pairs
+
+and the four coefficients are fitted to the latest steps by least squares with exponential forgetting. The last term
+is attention: late chunks of long prompts cost more than early ones. Because decodes of other sequences have their own
+term, ``a`` and ``c`` are what one more prefill token costs beside the current load.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from octavo.block_manager.tiers import Tier, TransferTiming
+from octavo.scheduler.plan import StepPlan
+
+# Steps after which an observation weighs 1/e.
+_STEP_MEMORY = 256
+# Prefill tokens that must have been seen before a prediction means anything.
+_ENOUGH_TOKENS = 256
+# The share of a new bandwidth measurement in the running mean.
+_TRANSFER_SHARE = 0.2
+
+
+def pairs(start: int, tokens: int) -> int:
+    """Query-key pairs of causal attention for ``tokens`` queries from position ``start``."""
+    return tokens * start + tokens * (tokens + 1) // 2
+
+
+class CostModel:
+    """Predicts seconds from what was observed."""
+
+    def __init__(self) -> None:
+        self._products = np.zeros((4, 4))
+        self._targets = np.zeros(4)
+        self._prefill_tokens = 0
+        self._prefill_seconds = 0.0
+        self._coefficients: np.ndarray | None = None  # to be fitted anew
+        self._block_seconds: dict[tuple[Tier, Tier], float] = {}
+
+    def observe_step(self, plan: StepPlan, seconds: float) -> None:
+        """Takes in how long a step took, its transfers left out."""
+        lens, starts = plan.query_lens[plan.num_decodes :], plan.starts[plan.num_decodes :]
+        prefill = int(lens.sum())
+        attended = int((lens.astype(np.int64) * starts + lens.astype(np.int64) * (lens + 1) // 2).sum())
+        features = np.array([1.0, prefill, plan.num_decodes, attended])
+        decay = 1.0 - 1.0 / _STEP_MEMORY
+        self._products = self._products * decay + np.outer(features, features)
+        self._targets = self._targets * decay + features * seconds
+        self._coefficients = None
+        if prefill:
+            self._prefill_tokens += prefill
+            self._prefill_seconds += seconds
+
+    def observe_transfer(self, timing: TransferTiming) -> None:
+        """Takes in how long copying some blocks took."""
+        direction, seconds = (timing.source, timing.target), timing.seconds / timing.num_blocks
+        known = self._block_seconds.get(direction, seconds)
+        self._block_seconds[direction] = known + _TRANSFER_SHARE * (seconds - known)
+
+    def compute_seconds(self, tokens: int, start: int = 0) -> float | None:
+        """Predicted seconds that computing a sequence's tokens from position ``start`` adds; None if not known yet."""
+        if self._prefill_tokens < _ENOUGH_TOKENS:
+            return None
+        coefficients = self._fitted()
+        seconds = float(coefficients[1] * tokens + coefficients[3] * pairs(start, tokens))
+        # A fit that says that prefill is free is wrong; then the mean has to do.
+        return seconds if seconds > 0 else tokens * self._prefill_seconds / self._prefill_tokens
+
+    def block_seconds(self, source: Tier, target: Tier) -> float | None:
+        """Predicted seconds to copy one block; None if it was never measured."""
+        return self._block_seconds.get((source, target))
+
+    def round_trip_seconds(self, tier: Tier) -> float | None:
+        """Predicted seconds to copy one block from the device to a tier and back; None if not known."""
+        out, back = self.block_seconds(Tier.DEVICE, tier), self.block_seconds(tier, Tier.DEVICE)
+        return None if out is None or back is None else out + back
+
+    def _fitted(self) -> np.ndarray:
+        """The four coefficients, none negative."""
+        if self._coefficients is None:
+            scale = np.sqrt(np.diagonal(self._products)) + 1e-12
+            # A little ridge on the scaled problem: what steps cannot tell apart stays at the mean per prefill token.
+            mean = np.array([0.0, self._prefill_seconds / max(1, self._prefill_tokens), 0.0, 0.0])
+            normal = self._products / np.outer(scale, scale) + 1e-6 * np.eye(4)
+            rest = np.linalg.solve(normal, (self._targets - self._products @ mean) / scale) / scale
+            self._coefficients = np.clip(mean + rest, 0.0, None)
+        return self._coefficients
