@@ -3,9 +3,9 @@
     python benchmarks/preemption.py                      # every scenario once, about six minutes on two cores
     python benchmarks/preemption.py --repeat 3 --json preemption.json
 
-The work: 16 requests at a time, 48 in all, prompts of about 200 random tokens that share nothing, 256 output tokens each,
-300 KV blocks of 16 tokens. Each scenario is an engine of its own in this process; repetitions go round all of them,
-so that a change in the machine's speed meets all alike, and the table shows medians.
+The work: 16 requests at a time, 48 in all, prompts of about 200 random tokens that share nothing, 256 output tokens
+each, 300 KV blocks of 16 tokens. Each scenario is an engine of its own in this process; repetitions go round all of
+them, so that a change in the machine's speed meets all alike, and the table shows medians.
 
 "slow copies" adds a wait to every block that is copied between tiers, as a congested link would. Without look-ahead,
 admission fills the pool to the brim, and sequences have to give way far more often.

@@ -168,6 +168,9 @@ class EngineCore:
                 raise
             log.exception("step %d failed with %d sequences", plan.number, len(left.rows))
             return self.scheduler.fail(left, f"{type(error).__name__}: {error}")
+        except BaseException:  # Ctrl-C: what the step was to compute must not be taken for computed
+            self.scheduler.fail(left, "interrupted")
+            raise
         self.scheduler.observe(left, time.monotonic() - started, outcome.timings)
         return self.scheduler.update(left, sampled)
 
@@ -182,6 +185,10 @@ class EngineCore:
                 raise
             log.exception("the transfers of step %d failed", plan.number)
             return TransferOutcome(lost=plan.transfers)
+        except BaseException:
+            if (left := self.scheduler.lose(plan, plan.transfers)) is not None:
+                self.scheduler.fail(left, "interrupted")
+            raise
 
     def pin(self, tokens: Sequence[int], ttl: float, *, tenant: str = "", cache_salt: str = "") -> Pin | None:
         """Keeps a prefix resident; see `Scheduler.pin`. None if it is not cached: add it with ``pin_ttl`` then."""

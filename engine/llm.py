@@ -15,7 +15,7 @@ from octavo.engine.detokenizer import IncrementalDetokenizer
 from octavo.engine.messages import AddRequest, EngineInfo, EngineStats
 from octavo.engine.prepare import prepare_model
 from octavo.engine.tokenizer import Tokenizer
-from octavo.errors import PinBudgetError, RequestFailedError
+from octavo.errors import InvalidRequestError, PinBudgetError, RequestFailedError
 from octavo.scheduler.plan import StepResult
 from octavo.scheduler.request import FinishReason, split_stream, stream_of
 from octavo.scheduler.sampling import SamplingParams
@@ -124,6 +124,11 @@ class LLM:
         params = [sampling] * len(texts) if not isinstance(sampling, Sequence) else list(sampling)
         jobs: dict[int, _Job] = {}
         stops = [stop] if isinstance(stop, str) else list(stop)
+        if stops and any(chosen is not None and chosen.chooses for chosen in params):
+            raise InvalidRequestError(
+                "stop strings cannot be used with best_of or beam search, which choose by tokens; use stop_token_ids",
+                param="stop",
+            )
         pending = list(zip(texts, params, strict=True))[::-1]
         try:
             while pending or any(not job.done for job in jobs.values()):
@@ -201,11 +206,14 @@ class LLM:
             )
             key = self._add(request)
             pinned = dict[int, int]()
-            while stream_of(key, 0) not in pinned:
-                result = self.core.step()
-                pinned.update(result.pinned)
-                if error := next((end.error for end in result.finished if end.error), None):
-                    raise RequestFailedError(error)
+            try:
+                while stream_of(key, 0) not in pinned:
+                    result = self.core.step()
+                    pinned.update(result.pinned)
+                    if error := next((end.error for end in result.finished if end.error), None):
+                        raise RequestFailedError(error)
+            finally:
+                self.core.abort([key] if self.core.has_work else [])
             pin = next((pin for pin in pinning.listed() if pin.number == pinned[stream_of(key, 0)]), None)
         if pin is None:
             raise PinBudgetError("other pins leave too few of the blocks that may be pinned")

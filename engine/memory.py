@@ -8,6 +8,7 @@ from pathlib import Path
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError, MemoryTooSmallError
 from octavo.models.shape import SERVED_DTYPES, ModelShape
+from octavo.scheduler.tenants import Tenants
 
 # What a GPU's host tier takes when nobody says otherwise: so much, and no larger share of the free host memory.
 _DEFAULT_SWAP_SPACE = 4 * 2**30
@@ -109,6 +110,9 @@ def _check_policies(config: EngineConfig, plan: PoolPlan) -> None:
     if total > plan.num_blocks:
         told = ", ".join(f"{name} {floor}" for name, floor in floors.items())
         raise ConfigError(f"--tenants: the floors ({told}) add up to {total} of {plan.num_blocks} blocks")
+    for tenant in Tenants(config.scheduler.tenants).configs:
+        if plan.num_blocks - total + tenant.floor < 1:
+            raise ConfigError(f"--tenants: the others' floors leave no block of {plan.num_blocks} to {tenant.name!r}")
 
 
 def _swap_space(config: EngineConfig, free_host: int, device: str, block_bytes: int) -> int:

@@ -26,7 +26,7 @@ from octavo.scheduler.beams import Beams
 from octavo.scheduler.decisions import LookUp, PreemptionReason, Wait, WaitReason
 from octavo.scheduler.plan import Int32s
 from octavo.scheduler.preemption import Preemption
-from octavo.scheduler.request import Sequence, SequenceState
+from octavo.scheduler.request import Sequence, SequenceState, rows_needed
 from octavo.scheduler.state import State
 from octavo.scheduler.tenants import Tenant
 from octavo.scheduler.validation import blocks_at_the_end
@@ -100,7 +100,8 @@ class Admission:
         chosen: list[Sequence] = []
         while True:
             short, yields = self._short_without(chosen, head)
-            if not short and state.rows.available + len(chosen) >= max(1, head.request.sampling.beam_width):
+            rows_won = {victim.request.key: victim.request.held_rows for victim in chosen}
+            if not short and state.rows.available + len(chosen) + sum(rows_won.values()) >= rows_needed(head.request):
                 break
             victim = self._preemption.choose([v for v in victims if yields[v.request.tenant.index]], short)
             if victim is None:
@@ -186,7 +187,7 @@ class Admission:
             sequence.wait = sequence.lack
             return None
         stream = None if behind is None else behind.stream
-        if state.rows.available < max(1, sequence.request.sampling.beam_width):
+        if state.rows.available < rows_needed(sequence.request):
             sequence.wait = Wait(WaitReason.MAX_NUM_SEQS, 0, stream, state.counters.steps)
             return None
         if (missing := self._missing_for_guarantee(sequence)) > 0:
@@ -195,7 +196,8 @@ class Admission:
         match, short = self._look_up(sequence)
         if not short:
             return match
-        if alone and behind is None and not len(state.running):
+        yields = state.manager.quota.yields_to(tenant, {tenant: state.manager.needed(match, len(sequence.tokens))})
+        if alone and behind is None and not any(yields[other.request.tenant.index] for other in state.running):
             match, short = self._drop_pins_for(sequence)
             if not short:
                 return match

@@ -7,14 +7,20 @@ from collections.abc import Iterable
 import numpy as np
 
 from octavo.scheduler.plan import Finished, StepResult
-from octavo.scheduler.request import Candidate, Request, stream_of
+from octavo.scheduler.request import Candidate, FinishReason, Request, stream_of
 
 
 def give_out(request: Request) -> StepResult:
-    """The n best of a request's outputs, as sequences 0 … n - 1, all tokens at once."""
+    """The n best of a request's outputs, as sequences 0 … n - 1, all tokens at once.
+
+    Fewer than n, which only a model that finds every token impossible brings about, are an error.
+    """
     penalty = request.sampling.length_penalty
     best = sorted(request.outputs, key=lambda output: -output.score(penalty))[: request.sampling.n]
     streams = [stream_of(request.key, index) for index in range(len(best))]
+    if len(best) < request.sampling.n:
+        error = f"{len(best)} of {request.sampling.n} outputs were found: the model rules every token out"
+        return StepResult(finished=(Finished(stream_of(request.key, 0), FinishReason.ERROR, error=error),))
     return StepResult(
         streams=np.repeat(np.array(streams, dtype=np.int64), [len(output.tokens) for output in best]),
         tokens=np.array([token for output in best for token in output.tokens], dtype=np.int32),

@@ -17,7 +17,7 @@ from octavo.scheduler.beams import Beams
 from octavo.scheduler.decisions import PreemptionReason
 from octavo.scheduler.plan import Finished, Int32s
 from octavo.scheduler.preemption import Preemption
-from octavo.scheduler.request import FinishReason, Sequence, SequenceState, stream_of
+from octavo.scheduler.request import FinishReason, Sequence, SequenceState, rows_needed, stream_of
 from octavo.scheduler.state import State
 
 # A sequence that was part of so many failed steps is taken for their cause, even if it never failed alone.
@@ -51,7 +51,7 @@ class Suspects:
         """Starts the next suspect for a step of its own; returns its row and chunk."""
         suspect = self._queue[0]
         match, short = self._admission.look_up(suspect, keep_free=0)
-        while short or not self._state.rows.available:
+        while short or self._state.rows.available < rows_needed(suspect.request):
             self._make_room(suspect)
             match, short = self._admission.look_up(suspect, keep_free=0)
         row = self._admission.start(suspect, match)

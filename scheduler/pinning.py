@@ -28,7 +28,7 @@ class Pinning:
             NeverFitsError: More blocks than may ever be pinned.
         """
         pins, size = self._state.manager.pins, self._state.manager.block_size
-        if not (math.isfinite(ttl) and ttl > 0):
+        if type(ttl) not in (int, float) or not (math.isfinite(ttl) and ttl > 0):
             raise InvalidRequestError(f"ttl must be a number of seconds above 0, not {ttl!r}", param="ttl")
         if not self._state.manager.prefix_caching:
             raise InvalidRequestError("nothing can be pinned while prefix caching is off", param="prompt")

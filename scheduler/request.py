@@ -169,6 +169,11 @@ class Sequence:
         return (self.request.number, self.index)
 
 
+def rows_needed(request: Request) -> int:
+    """Rows that have to be available for a request's first sequence to start."""
+    return max(1, request.sampling.beam_width)
+
+
 def stream_of(key: int, index: int) -> int:
     """Packs a request's key and a sequence's index into one integer."""
     return key * MAX_N + index

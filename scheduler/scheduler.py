@@ -44,7 +44,7 @@ from octavo.scheduler.rows import Rows
 from octavo.scheduler.sampling import SamplingParams
 from octavo.scheduler.state import Running, SchedulerCounters, State
 from octavo.scheduler.tenants import Tenants
-from octavo.scheduler.validation import check_length, check_prompt, largest_search
+from octavo.scheduler.validation import check_length, check_prompt, check_tokens, largest_search
 
 # Steps between two looks at whether lower tiers are worth coming back from.
 _JUDGE_TIERS_STEPS = 16
@@ -227,8 +227,9 @@ class Scheduler:
             PinBudgetError: Other pins leave too little of the budget.
         """
         owner = self.state.tenants.named(tenant)
-        self.pinning.check(len(tokens), ttl)
-        return self.pinning.pin(np.asarray(tokens, dtype=np.int32), ttl, owner, salt)
+        ids = check_tokens(tokens, vocab_size=len(self._eos))
+        self.pinning.check(len(ids), ttl)
+        return self.pinning.pin(ids, ttl, owner, salt)
 
     def invalidate(self, *, tenant: str = "", salt: str | None = None, tokens: Many[int] | None = None) -> int:
         """Forgets what is cached for a tenant, for one of its salts, or from a prefix on; returns how many blocks.
@@ -240,12 +241,13 @@ class Scheduler:
             tokens: Only the last full block of these tokens and all that follows it.
 
         Raises:
-            InvalidRequestError: There is no such tenant.
+            InvalidRequestError: There is no such tenant, or a token id is outside the vocabulary.
         """
         index = self.state.tenants.named(tenant).index
         if tokens is None:
             return self.manager.invalidate_namespaces(index, salt)
-        return self.manager.invalidate_prefix(np.asarray(tokens, dtype=np.int32), salt or "", index)
+        ids = check_tokens(tokens, vocab_size=len(self._eos))
+        return self.manager.invalidate_prefix(ids, salt or "", index)
 
     def explain_waits(self) -> dict[int, Wait]:
         """Stream → why it waits, for every waiting sequence; those that no step has looked at are behind others."""
@@ -274,6 +276,7 @@ class Scheduler:
         self._judge_tiers()
         self._admission.started.clear()
         self.state.gave_way.clear()
+        self.state.moves.clear()
         if len(self._suspects):
             return self._plan(*self._suspects.start_next(self.config.max_num_batched_tokens), [])
         # Before any copy is planned: a victim's blocks must be complete to be swapped out.
@@ -299,13 +302,14 @@ class Scheduler:
             What is left of the plan; None if nothing is.
         """
         self.manager.tiers.lost += len(lost)
-        ends = [Place(*end) for transfer in lost for end in (transfer[:2], transfer[2:])]
-        for place in {place for place in ends if place.tier is not Tier.DEVICE}:
+        ends = {Place(*end) for transfer in lost for end in (transfer[:2], transfer[2:])}
+        places = {place for place in ends if place.tier is not Tier.DEVICE}
+        for place in places:
             self.manager.tiers.forget(place)
-            for sequence in self._waiting():
-                if sequence.swapped is not None and place in sequence.swapped.places:
-                    self.state.drop_swapped(sequence)
-                    sequence.become(SequenceState.PREEMPTED)
+        for sequence in self._waiting():
+            if sequence.swapped is not None and not places.isdisjoint(sequence.swapped.held):
+                self.state.drop_swapped(sequence)
+                sequence.become(SequenceState.PREEMPTED)
         if all(transfer.target is not Tier.DEVICE for transfer in lost):
             return plan
         started = set(self._admission.started)
@@ -416,8 +420,8 @@ class Scheduler:
             costs.observe_transfer(timing)
             per_block[timing.source, timing.target] = timing.seconds / timing.num_blocks
         for record, direction in self.state.moves:
-            record.actual += per_block.get(direction, 0.0)
-        self.state.moves.clear()
+            # A GPU's copies are timed when they are done, some steps later; till then the mean has to do.
+            record.actual += per_block.get(direction, costs.block_seconds(*direction) or 0.0)
         self._charge_returns(plan, seconds)
 
     # ── the parts of a step ───────────────────────────────────────────────────────────────────────────────
@@ -506,6 +510,7 @@ class Scheduler:
             pin = self.pinning.pin(request.prompt, request.pin_ttl, request.tenant, request.salt)
         except PinBudgetError:
             pin = None
+        request.pin_ttl = None  # a search that starts over completes its prompt once more
         return sequence.stream, pin.number if pin is not None else 0
 
     def _charge_returns(self, plan: StepPlan, seconds: float) -> None:

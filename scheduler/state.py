@@ -160,6 +160,7 @@ class State:
 
     def blocks_to_come(self, rows: Int32s, tokens: int) -> int:
         """Blocks that these running rows will take on top while each gains so many tokens."""
+        tokens = min(tokens, self.rows.token_ids.shape[1])  # nobody gains more, and int32 holds it
         ahead = np.minimum(self.rows.num_tokens[rows] + tokens, self.rows.limit[rows] - 1)
         blocks = -(-ahead // self.manager.block_size) - self.manager.tables.lengths[rows]
         return int(np.maximum(blocks, 0).sum())

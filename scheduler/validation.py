@@ -11,23 +11,33 @@ from octavo.scheduler.request import Request, Tokens
 from octavo.scheduler.sampling import SamplingParams
 
 
+def check_tokens(tokens: Sequence[int] | Tokens, *, vocab_size: int) -> Tokens:
+    """Token ids as int32 ``[num_tokens]``.
+
+    Raises:
+        InvalidRequestError: There are none, or one is outside ``[0, vocab_size)``.
+    """
+    if not len(tokens):
+        raise InvalidRequestError("the prompt holds no tokens; at least one is needed", param="prompt")
+    try:
+        ids = np.array(tokens, dtype=np.int32)
+    except OverflowError:
+        ids = np.array([-1], dtype=np.int32)
+    if ids.min() < 0 or ids.max() >= vocab_size:
+        outside = next(token for token in tokens if not 0 <= token < vocab_size)
+        raise InvalidRequestError(
+            f"token id {outside} in the prompt is outside the vocabulary (0 to {vocab_size - 1})", param="prompt"
+        )
+    return ids
+
+
 def check_prompt(prompt: Sequence[int] | Tokens, sampling: SamplingParams, *, vocab_size: int) -> Tokens:
     """The prompt as int32 ``[num_prompt_tokens]``.
 
     Raises:
         InvalidRequestError: It is empty, or it or ``stop_token_ids`` holds an id outside ``[0, vocab_size)``.
     """
-    if not len(prompt):
-        raise InvalidRequestError("the prompt holds no tokens; at least one is needed", param="prompt")
-    try:
-        ids = np.array(prompt, dtype=np.int32)
-    except OverflowError:
-        ids = np.array([-1], dtype=np.int32)
-    if ids.min() < 0 or ids.max() >= vocab_size:
-        outside = next(token for token in prompt if not 0 <= token < vocab_size)
-        raise InvalidRequestError(
-            f"token id {outside} in the prompt is outside the vocabulary (0 to {vocab_size - 1})", param="prompt"
-        )
+    ids = check_tokens(prompt, vocab_size=vocab_size)
     for token in sampling.stop_token_ids:
         if token >= vocab_size:
             raise InvalidRequestError(

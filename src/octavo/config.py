@@ -222,10 +222,12 @@ class TenantConfig:
     ceiling: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.name or not self.name.isprintable():
-            raise ConfigError(f"--tenants: a tenant's name must be printable and not empty, not {self.name!r}")
-        if not (math.isfinite(self.weight) and self.weight > 0):
-            raise ConfigError(f"--tenants: {self.name}'s weight must be a number above 0, not {self.weight}")
+        if not re.fullmatch(r"[\w.@-]{1,64}", str(self.name)):
+            raise ConfigError(
+                f"--tenants: a tenant's name is made of up to 64 letters, digits and ._@-, and {self.name!r} is not"
+            )
+        if type(self.weight) not in (int, float) or not 1e-6 <= self.weight <= 1e6:
+            raise ConfigError(f"--tenants: {self.name}'s weight must be a number from 1e-6 to 1e6, not {self.weight!r}")
         if self.floor < 0:
             raise ConfigError(f"--tenants: {self.name}'s floor must be 0 blocks or more, not {self.floor}")
         if self.ceiling is not None and self.ceiling < max(1, self.floor):
@@ -247,12 +249,27 @@ def parse_tenants(text: str) -> tuple[TenantConfig, ...]:
         values: dict[str, Any] = {}
         for setting in filter(None, (part.strip() for part in settings.split(","))):
             key, _, value = setting.partition("=")
-            if key not in _TENANT_SETTINGS:
+            if key not in _TENANT_SETTINGS or key in values or not value:
                 known = ", ".join(_TENANT_SETTINGS)
-                raise ConfigError(f"--tenants: {setting!r} is not understood; write NAME:key=value with {known}")
-            values[key] = _TENANT_SETTINGS[key](value)
+                raise ConfigError(
+                    f"--tenants: {setting!r} is not understood; write NAME:key=value with {known}, each once"
+                )
+            try:
+                values[key] = _TENANT_SETTINGS[key](value)
+            except ConfigError as error:
+                raise ConfigError(f"--tenants: {name.strip()}'s {key}: {error}") from None
         tenants.append(TenantConfig(name=name.strip(), **values))
     return tuple(tenants)
+
+
+def _as_tenants(given: Any) -> tuple[TenantConfig, ...]:
+    """Tenants as text, or as configs, or as the mappings that they become on the way to another process."""
+    if isinstance(given, str):
+        return parse_tenants(given)
+    try:
+        return tuple(tenant if isinstance(tenant, TenantConfig) else TenantConfig(**tenant) for tenant in given)
+    except TypeError as error:
+        raise ConfigError(f"--tenants: {error}; a tenant has a name, a weight, a floor and a ceiling") from None
 
 
 _TENANT_SETTINGS: dict[str, Callable[[str], Any]] = {"weight": parse_real, "floor": parse_count, "ceiling": parse_count}
@@ -310,8 +327,8 @@ class SchedulerConfig:
     def __post_init__(self) -> None:
         _one_of(self)
         _positive(self, "max_num_seqs", "max_num_batched_tokens", "max_waiting", "max_preemptions")
-        # From another process they come as mappings.
-        tenants = tuple(t if isinstance(t, TenantConfig) else TenantConfig(**t) for t in self.tenants)
+        _not_negative(self, "lookahead")
+        tenants = _as_tenants(self.tenants)
         object.__setattr__(self, "tenants", tenants)
         names = [tenant.name for tenant in tenants]
         if repeated := {name for name in names if names.count(name) > 1}:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from blocks import SIZE, Tokens, evict, start, tokens
+from blocks import SIZE, Tokens, count_operations, evict, start, tokens
 from factories import forget_idle, make_manager
 
 from octavo.block_manager.manager import BlockCopy, BlockManager, EvictionHistory, Miss, MissReason
@@ -198,6 +198,23 @@ def test_tails_are_given_up_before_heads() -> None:
     for left in (2, 1, 0):
         manager.pool.take()
         assert len(manager.match_prefix(tokens(13)).blocks) == left
+
+
+def test_what_a_sequence_costs_does_not_depend_on_the_pools_size() -> None:
+    def operations(num_blocks: int) -> int:
+        # The first token is the hash, so that no two blocks share a bucket, however many there are.
+        manager = make_manager(num_blocks, SIZE, hasher=lambda _, content: int.from_bytes(content[:4], "little"))
+        count = count_operations(manager.pool, manager.pool._free, manager.cache)
+        for row in (0, 1):
+            start(manager, row, tokens(14))
+            manager.grow(row)
+        manager.fork(0, 2)
+        manager.make_writable(2, 13)
+        for row in (0, 1, 2):
+            manager.release(row)
+        return count()
+
+    assert operations(16) == operations(4_096) > 0
 
 
 # ── publishing ──────────────────────────────────────────────────────────────────────────────────────────────

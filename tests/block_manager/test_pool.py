@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import gc
-from array import array
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
+from blocks import count_operations
 from factories import forget_idle
 
 from octavo.block_manager.pool import BlockCounts, BlockPool
@@ -253,28 +252,6 @@ def test_check_notices_that_the_null_block_is_owned() -> None:
     assert pool.check() == ["the null block is owned, free or cached"]
 
 
-class Counted:
-    """An array that counts how many of its elements were read or written."""
-
-    def __init__(self, values: Any) -> None:
-        self.values = values
-        self.operations = 0
-
-    def __getitem__(self, key: int | slice) -> Any:
-        self.operations += self._elements(key)
-        return self.values[key]
-
-    def __setitem__(self, key: int | slice, value: Any) -> None:
-        self.operations += self._elements(key)
-        self.values[key] = value
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def _elements(self, key: int | slice) -> int:
-        return len(range(*key.indices(len(self.values)))) if isinstance(key, slice) else 1
-
-
 def operations(num_blocks: int, work: Callable[[Pool], object]) -> int:
     """Array elements that some work reads and writes in a pool whose blocks are all cached."""
     # Every block's hash is its number: however large the pool, no two share a bucket.
@@ -283,14 +260,9 @@ def operations(num_blocks: int, work: Callable[[Pool], object]) -> int:
     for block in pool.take_many(num_blocks):
         index(pool, block)
         pool.release((block,))
-    counted = []
-    for owner in (pool, pool._free, pool.cache):
-        for name, value in vars(owner).items():
-            if isinstance(value, array | memoryview):
-                counted.append(Counted(value))
-                setattr(owner, name, counted[-1])
+    count = count_operations(pool, pool._free, pool.cache)
     work(pool)
-    return sum(values.operations for values in counted)
+    return count()
 
 
 def share_and_release(pool: Pool) -> None:

@@ -171,3 +171,20 @@ def test_the_slots_that_hold_kv_are_counted(load: Load) -> None:
     assert (stats.device.used, stats.slots_filled, stats.copies["copy_on_write"]) == (5, 16 + 3 * 5, 2)
     core.abort([0])
     assert core.stats().slots_filled == 0
+
+
+def test_an_interrupted_step_is_not_taken_for_computed(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    core, prompt = load(block_size=4), list(range(20))
+    expected = run(load(block_size=4), [prompt])
+
+    def interrupt(plan: object) -> None:
+        raise KeyboardInterrupt
+
+    core.add(AddRequest("", prompt, SamplingParams(temperature=0, n=3, max_tokens=4), key=7))
+    with monkeypatch.context() as patched:
+        patched.setattr(core.runner, "execute", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            core.step()
+    core.abort([7])
+    assert core.check_integrity() == []
+    assert run(core, [prompt]) == expected

@@ -371,13 +371,10 @@ def test_a_longer_prefix_changes_nothing_between_those_the_policy_tells_apart(po
         engine.add(0, prompt(9), plain(1), tenant=tenant)
         engine.run()
         engine.reasons.clear()
-    urgent, late = {"tenant": "a", "priority": 0}, {"tenant": "", "priority": 1}
-    engine.add(1, prompt(9, start=30), plain(1), **{**late, "tenant": "a"})
-    engine.add(2, [*prompt(4), 50, 51, 52, 53], plain(1), **{**urgent, "tenant": ""})
-    engine.add(3, prompt(9), plain(1), **late)
-    # The default tenant's virtual counter is not ahead of the other's, so under "fair" tenant a is not preferred.
-    engine.scheduler.state.tenants.named("").virtual = 100.0
-    engine.scheduler.state.tenants.named("a").virtual = 0.0
+    engine.add(1, prompt(9, start=30), plain(1), tenant="a", priority=1)
+    engine.add(2, [*prompt(4), 50, 51, 52, 53], plain(1), priority=0)
+    engine.add(3, prompt(9), plain(1), priority=1)  # has the longest prefix
+    engine.scheduler.state.tenants.named("").virtual = 100.0  # so that it is the other one's turn
     engine.run()
     assert [key for key, _ in engine.reasons] == order
 

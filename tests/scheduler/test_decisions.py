@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import FrozenInstanceError
 
 import pytest
-from engines import Engine, crowded, plain, prompt
+from engines import Engine, check_siblings, crowded, plain, prompt
 
 from octavo.block_manager.manager import Miss, MissReason
 from octavo.block_manager.tiers import Tier
@@ -68,28 +68,20 @@ def test_only_the_latest_records_are_kept_and_all_are_counted() -> None:
     assert decisions.preemptions_by.total() == decisions.misses.total() == 5_000
 
 
-def test_a_suspects_victims_are_noted_as_such_and_not_held_against_them() -> None:
-    engine = crowded(num_blocks=30, max_num_seqs=2)  # request 2 waits for a row
+def test_who_makes_room_for_a_suspect_is_told_for_whom_and_it_is_not_held_against_it() -> None:
+    engine = Engine(num_blocks=7, caching=False)
+    engine.add(0, prompt(12), plain(6, n=2))
+    engine.step()  # the siblings share three blocks; on their own each of them needs four
+    engine.step_poisoned({0})
     engine.step()
-    engine.step_poisoned({0})  # requests 0 and 1 are suspects
-    engine.step_poisoned({0})  # request 0 fails alone
-    engine.add(9, prompt(5, start=50), plain(3))
-    engine.step_poisoned(())
-    while engine.scheduler.has_work:
-        engine.step_poisoned({9})
-    reasons = [kept.reason for kept in engine.records()]
-    assert all(reason is PreemptionReason.ISOLATION for reason in reasons)
-
-
-def test_who_makes_room_for_a_suspect_is_told_for_whom() -> None:
-    engine = Engine(num_blocks=8, max_num_seqs=3)
-    engine.add(0, prompt(12), plain(12))
-    engine.add(1, prompt(11, start=20), plain(12))
+    victim = engine.sequence(0, 0)
     engine.step()
-    engine.step_poisoned({0, 1})
+    (isolation,) = engine.records()
+    assert isolation.reason is PreemptionReason.ISOLATION
+    assert (isolation.victim, isolation.beneficiary) == (stream_of(0, 0), stream_of(0, 1))
+    assert victim.preemptions == 0
     engine.run()
-    isolations = [kept for kept in engine.records() if kept.reason is PreemptionReason.ISOLATION]
-    assert [(kept.victim, kept.beneficiary) for kept in isolations] == [(stream_of(0, 0), stream_of(1, 0))]
+    check_siblings(engine, 0, prompt(12), plain(6, n=2))
 
 
 # ── look-ups ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+import numpy as np
 from engines import Engine, check_siblings, crowded, plain, prompt
 from invariants import check_all, check_empty, expected
 
@@ -314,9 +315,8 @@ def test_a_lost_block_on_disk_is_a_miss_from_then_on() -> None:
     plan, left = step_losing(engine, [FROM_DISK])
     assert FROM_DISK in directions(plan)
     assert left is None
-    plan = engine.step()
-    assert plan is not None
-    assert FROM_DISK not in directions(plan)
+    again, _ = step_losing(engine, [])
+    assert FROM_DISK not in directions(again)
     engine.run()
     assert engine.outputs[10, 0] == expected(prompt(13), plain(3))
 
@@ -331,6 +331,29 @@ def test_what_was_garbage_on_its_way_to_disk_is_a_miss() -> None:
     engine.run()
     assert engine.cached[10, 0] == 0
     assert engine.outputs[10, 0] == expected(prompt(13), plain(3))
+
+
+def test_what_was_promoted_behind_a_block_that_a_failed_step_was_to_fill_is_taken_back() -> None:
+    engine = flushed(num_blocks=8, host_blocks=16)
+    manager = engine.scheduler.manager
+    manager.pool.release(manager.pool.take_many(8))
+    root = manager.cache.content_of(manager.cache.namespaces.id_of((0, "")))
+    first = root.followed_by(np.array(prompt(4), dtype=np.int32).tobytes())
+    place = manager.tiers.find(first.digest)
+    assert place is not None
+    manager.tiers.forget(place)
+    engine.add(10, prompt(5), plain(2))
+    returns(engine, 11)
+    plan = engine.scheduler.schedule()
+    assert plan is not None
+    engine.transfer(plan)
+    assert set(engine.keys(plan)) == {10, 11}
+    assert len(manager.cache) == 3  # what 10 is to compute, and two blocks behind it that 11 got back
+    engine.fail(plan)
+    check_all(engine)
+    assert len(manager.cache) == 0
+    engine.run()
+    assert engine.outputs[11, 0] == expected(prompt(13), plain(3))
 
 
 def test_siblings_that_would_have_been_forked_in_a_lost_step_wait_like_new_ones() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -112,10 +113,11 @@ def test_without_prefix_caching_nothing_can_be_pinned() -> None:
 def test_more_than_the_budget_can_never_be_pinned() -> None:
     engine = warm(0, pin_ratio=0.125)
     assert pin(engine, 0)
-    for act in (
+    acts: list[Callable[[], object]] = [
         lambda: engine.scheduler.pin(prompt(12), 10.0),
         lambda: engine.add(0, prompt(12), greedy(), pin_ttl=10.0),
-    ):
+    ]
+    for act in acts:
         with pytest.raises(NeverFitsError) as caught:
             act()
         assert str(caught.value) == "12 tokens are 3 blocks, and at most 2 may be pinned (--pin-ratio)"

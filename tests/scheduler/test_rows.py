@@ -101,7 +101,7 @@ def test_every_allowed_seed_fits_its_column(rows: Rows, seed: int) -> None:
 
 def test_a_row_forgets_the_sequence_before(rows: Rows) -> None:
     sampling: dict[str, Any] = {"temperature": 0.5, "top_k": 7, "min_tokens": 4, "best_of": 2}
-    stops = {"ignore_eos": True, "stop_token_ids": (4,)}
+    stops: dict[str, Any] = {"ignore_eos": True, "stop_token_ids": (4,)}
     first = make_sequence(**sampling, **stops, unforked=1, tenant=Tenant("a", 1))
     row = rows.occupy(first, 3)
     rows.vacate(first)

@@ -18,8 +18,15 @@ WHOLE = {
     "min_tokens": (0, INT32_MAX),
     "top_k": (-1, INT32_MAX),
     "seed": (-(2**63), 2**63 - 1),
+    "best_of": (1, MAX_N),
+    "beam_width": (0, MAX_N),
 }
-REAL = {"temperature": (0.0, 2.0), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0)}
+REAL = {"temperature": (0.0, 2.0), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0), "length_penalty": (-10.0, 10.0)}
+
+
+def made_with(name: str, value: Any) -> Any:
+    """The parameter of this name, as it is after validation."""
+    return getattr(SamplingParams(**{name: value}), name)
 
 
 def refusal(**values: Any) -> InvalidRequestError:
@@ -35,7 +42,7 @@ def test_the_defaults_are_valid_and_sample() -> None:
 @pytest.mark.parametrize(("name", "bounds"), WHOLE.items())
 def test_whole_numbers_are_accepted_at_their_bounds(name: str, bounds: tuple[int, int]) -> None:
     for value in bounds:
-        assert getattr(SamplingParams(**{name: value}), name) == value
+        assert made_with(name, value) == value
 
 
 @pytest.mark.parametrize(("name", "bounds"), WHOLE.items())
@@ -53,14 +60,14 @@ def test_only_whole_numbers_are_whole_numbers(name: str, value: object) -> None:
     assert refusal(**{name: value}).param == name
 
 
-@pytest.mark.parametrize("name", ["n", "min_tokens", "top_k"])
+@pytest.mark.parametrize("name", ["n", "min_tokens", "top_k", "beam_width"])
 def test_none_is_not_a_number(name: str) -> None:
     assert refusal(**{name: None}).param == name
 
 
-@pytest.mark.parametrize("name", ["max_tokens", "seed"])
+@pytest.mark.parametrize("name", ["max_tokens", "seed", "best_of"])
 def test_none_leaves_the_choice_to_the_engine(name: str) -> None:
-    assert getattr(SamplingParams(**{name: None}), name) is None
+    assert made_with(name, None) is None
 
 
 @pytest.mark.parametrize(
@@ -69,16 +76,17 @@ def test_none_leaves_the_choice_to_the_engine(name: str) -> None:
         *(("temperature", value) for value in (0, 0.0, 2, 2.0)),
         *(("top_p", value) for value in (5e-324, 1, 1.0)),
         *(("min_p", value) for value in (0, 0.0, 1, 1.0)),
+        *(("length_penalty", value) for value in (-10, -10.0, 0, 10, 10.0)),
     ],
 )
 def test_reals_are_accepted_at_their_bounds(name: str, value: float) -> None:
-    assert getattr(SamplingParams(**{name: value}), name) == value
+    assert made_with(name, value) == value
 
 
 @pytest.mark.parametrize(("name", "bounds"), REAL.items())
 def test_reals_are_refused_just_past_their_bounds(name: str, bounds: tuple[float, float]) -> None:
     low, high = bounds
-    for value in (math.nextafter(low, -1.0), math.nextafter(high, 3.0), low - 1, high + 1):
+    for value in (math.nextafter(low, -math.inf), math.nextafter(high, math.inf), low - 1, high + 1):
         assert refusal(**{name: value}).param == name
 
 
@@ -122,6 +130,42 @@ def test_temperature_near_zero_is_greedy() -> None:
     assert SamplingParams(temperature=0).greedy
     assert SamplingParams(temperature=1e-38).greedy
     assert not SamplingParams(temperature=1e-4).greedy
+
+
+def test_the_best_of_fewer_than_are_given_out_is_refused() -> None:
+    assert SamplingParams(n=3, best_of=3).best_of == 3
+    error = refusal(n=3, best_of=2)
+    assert str(error) == f"best_of must be a whole number from 3 to {MAX_N}, not 2"
+    assert error.param == "best_of"
+
+
+def test_a_beam_search_gives_out_no_more_than_its_beams() -> None:
+    assert SamplingParams(n=3, beam_width=3).beam_width == 3
+    error = refusal(n=3, beam_width=2)
+    assert str(error) == "n (3) must not exceed beam_width (2)"
+    assert error.param == "n"
+
+
+def test_best_of_and_beams_exclude_each_other() -> None:
+    assert refusal(best_of=2, beam_width=2).param == "best_of"
+
+
+@pytest.mark.parametrize(
+    ("values", "sequences", "chooses", "wants_logprobs"),
+    [
+        ({}, 1, False, False),
+        ({"n": 3}, 3, False, False),
+        ({"n": 3, "best_of": 3}, 3, False, False),
+        ({"n": 2, "best_of": 5}, 5, True, True),
+        ({"n": 2, "beam_width": 4}, 4, True, False),
+        ({"beam_width": 1}, 1, True, False),
+    ],
+)
+def test_what_is_run_and_whether_it_is_chosen_among(
+    values: dict[str, Any], sequences: int, *, chooses: bool, wants_logprobs: bool
+) -> None:
+    sampling = SamplingParams(**values)
+    assert (sampling.num_sequences, sampling.chooses, sampling.wants_logprobs) == (sequences, chooses, wants_logprobs)
 
 
 def test_parameters_do_not_change() -> None:

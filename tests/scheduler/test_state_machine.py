@@ -20,7 +20,7 @@ from octavo.block_manager.hashing import chain_hash
 from octavo.block_manager.tiers import TransferTiming
 from octavo.config import TenantConfig
 from octavo.errors import ClientError, PinBudgetError
-from octavo.scheduler.sampling import SamplingParams
+from octavo.scheduler.sampling import MAX_N, SamplingParams
 
 _CHECKS = [HealthCheck.too_slow, HealthCheck.filter_too_much]
 settings.register_profile(
@@ -41,6 +41,7 @@ class ServingMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.jobs: dict[int, tuple[list[int], SamplingParams]] = {}
+        self.known: dict[int, list[list[int]]] = {}  # what requests must say, once that was computed
         self.aborted: set[int] = set()
         self.failed: set[int] = set()
 
@@ -52,14 +53,15 @@ class ServingMachine(RuleBasedStateMachine):
         caching=st.sampled_from([True, True, False]),
         hasher=st.sampled_from(sorted(HASHERS)),
         watermark_ratio=st.sampled_from([0.0, 0.01, 0.3]),
-        host_blocks=st.sampled_from([0, 2, 12]),
-        disk_blocks=st.sampled_from([0, 0, 3, 20]),
+        host_blocks=st.sampled_from([0, 1, 3, 12]),
+        disk_blocks=st.sampled_from([0, 0, 0, 3, 20]),
         lookahead=st.sampled_from([0, 0, 8]),
         policy=st.sampled_from(["fcfs", "priority", "fair"]),
-        preemption=st.sampled_from(["auto", "swap", "recompute"]),
+        preemption=st.sampled_from(["auto", "swap", "swap", "recompute"]),
         max_preemptions=st.sampled_from([1, 3]),
         prefer_cached=st.booleans(),
-        shared_out=st.booleans(),
+        floor=st.sampled_from([None, 0, 0.25]),
+        ceiling=st.sampled_from([None, 0.3, 0.5]),
     )
     def start(
         self,
@@ -71,12 +73,16 @@ class ServingMachine(RuleBasedStateMachine):
         caching: bool,
         hasher: str,
         watermark_ratio: float,
-        shared_out: bool,
+        floor: float | None,
+        ceiling: float | None,
         **options: Any,
     ) -> None:
         self.now = 0.0
-        half = max(1, num_blocks // 2)
-        tenants = (TenantConfig(name="t", floor=num_blocks // 4, ceiling=half, weight=2.0),) if shared_out else ()
+        bounds: dict[str, Any] = {
+            "floor": int(num_blocks * (floor or 0)),
+            "ceiling": None if ceiling is None else max(1, int(num_blocks * ceiling)),
+        }
+        tenants = () if floor is None else (TenantConfig(name="t", weight=2.0, **bounds),)
         self.scheduler = make_scheduler(
             num_blocks=num_blocks,
             block_size=block_size,
@@ -110,12 +116,15 @@ class ServingMachine(RuleBasedStateMachine):
             self.jobs[key] = (prompt, sampling)
 
     def outputs(self, key: int) -> list[list[int]]:
-        prompt, sampling = self.jobs[key]
-        if sampling.beam_width:
-            return beam_search(prompt, sampling, VOCAB, EOS)
-        if sampling.chooses:
-            return best_of(prompt, sampling, VOCAB, EOS)
-        return [expected(prompt, sampling, index) for index in range(sampling.n)]
+        if key not in self.known:
+            prompt, sampling = self.jobs[key]
+            if sampling.beam_width:
+                self.known[key] = beam_search(prompt, sampling, VOCAB, EOS)
+            elif sampling.chooses:
+                self.known[key] = best_of(prompt, sampling, VOCAB, EOS)
+            else:
+                self.known[key] = [expected(prompt, sampling, index) for index in range(sampling.n)]
+        return self.known[key]
 
     @rule(
         data=st.data(),
@@ -128,22 +137,23 @@ class ServingMachine(RuleBasedStateMachine):
     def add(self, data: st.DataObject, prompt: list[int], max_tokens: int, **how: Any) -> None:
         self.enqueue(prompt, max_tokens, tenant=data.draw(st.sampled_from(self.names)), **how)
 
-    @rule(prompt=PROMPTS, max_tokens=st.integers(1, 12), n=st.integers(2, 5))
-    def add_that_forks(self, prompt: list[int], max_tokens: int, n: int) -> None:
-        self.enqueue(prompt, max_tokens, n=n)
+    @rule(data=st.data(), prompt=PROMPTS, max_tokens=st.integers(1, 12), n=st.integers(2, 5))
+    def add_that_forks(self, data: st.DataObject, prompt: list[int], max_tokens: int, n: int) -> None:
+        self.enqueue(prompt, max_tokens, tenant=data.draw(st.sampled_from(self.names)), n=n)
 
     @rule(
         prompt=PROMPTS, max_tokens=st.integers(1, 8), n=st.integers(1, 2), more=st.integers(1, 2), beams=st.booleans()
     )
     def add_that_chooses(self, prompt: list[int], max_tokens: int, n: int, more: int, beams: bool) -> None:
-        self.enqueue(prompt, max_tokens, n=n, **{"beam_width" if beams else "best_of": n + more})
+        width: dict[str, Any] = {"beam_width" if beams else "best_of": n + more}
+        self.enqueue(prompt, max_tokens, n=n, **width)
 
     @precondition(lambda self: self.jobs)
     @rule(data=st.data(), more=st.lists(st.integers(0, 2), max_size=5), max_tokens=st.integers(1, 12))
     def add_with_shared_prefix(self, data: st.DataObject, more: list[int], max_tokens: int) -> None:
         key = data.draw(st.sampled_from(sorted(self.jobs)))
-        said = self.engine.outputs[key, 0]
-        self.enqueue(self.jobs[key][0] + said + more or [0], max_tokens)
+        tokens = self.jobs[key][0] + self.engine.outputs[key, 0] + more
+        self.enqueue(tokens or [0], max_tokens, tenant=data.draw(st.sampled_from(self.names)))
 
     @rule()
     def step(self) -> None:
@@ -163,9 +173,7 @@ class ServingMachine(RuleBasedStateMachine):
             return
         left = self.engine.transfer(plan)
         assert left is not None
-        result = self.scheduler.fail(left, "boom")
-        self.engine.take(result)
-        self.failed |= {finished.stream // 128 for finished in result.finished}
+        self.failed |= {finished.stream // MAX_N for finished in self.engine.fail(left).finished}
 
     @precondition(lambda self: self.jobs)
     @rule(data=st.data())
@@ -174,20 +182,23 @@ class ServingMachine(RuleBasedStateMachine):
         if self.scheduler.abort(key):
             self.aborted.add(key)
 
-    @rule(data=st.data())
-    def lose_transfers(self, data: st.DataObject) -> None:
-        plan = self.scheduler.schedule()
-        if plan is None:
-            assert not self.scheduler.has_work, "work waits and nothing can run"
-            return
-        left = self.engine.transfer(plan, lambda: data.draw(st.booleans()))
-        if left is not None:
-            self.engine.take(self.scheduler.update(left, self.engine.runner.execute(left)))
+    @rule(data=st.data(), steps=st.integers(1, 8))
+    def lose_transfers(self, data: st.DataObject, steps: int) -> None:
+        for _ in range(steps):
+            plan = self.scheduler.schedule()
+            if plan is None:
+                assert not self.scheduler.has_work, "work waits and nothing can run"
+                return
+            left = self.engine.transfer(plan, lambda: data.draw(st.booleans()))
+            if left is not None:
+                self.engine.take(self.scheduler.update(left, self.engine.runner.execute(left)))
+            check_all(self.engine)
 
     @rule(seconds=st.floats(0.001, 10), per_block=st.floats(0.0001, 10))
     def observe_costs(self, seconds: float, per_block: float) -> None:
         plan = self.scheduler.schedule()
         if plan is None:
+            assert not self.scheduler.has_work, "work waits and nothing can run"
             return
         timings = [TransferTiming(t.source, t.target, 1, per_block) for t in plan.transfers]
         left = self.engine.transfer(plan)
@@ -211,9 +222,13 @@ class ServingMachine(RuleBasedStateMachine):
         self.now += seconds
         assert all(pin.expires > self.now for pin in self.scheduler.pinning.listed())
 
-    @rule(data=st.data(), prompt=PROMPTS)
-    def invalidate_a_prefix(self, data: st.DataObject, prompt: list[int]) -> None:
-        self.scheduler.invalidate(tenant=data.draw(st.sampled_from(self.names)), tokens=prompt)
+    @rule(data=st.data(), prompt=PROMPTS, salt=st.sampled_from(["", "a"]))
+    def invalidate_a_prefix(self, data: st.DataObject, prompt: list[int], salt: str) -> None:
+        self.scheduler.invalidate(tenant=data.draw(st.sampled_from(self.names)), salt=salt, tokens=prompt)
+
+    @rule(data=st.data(), salt=st.sampled_from(["", "a"]))
+    def invalidate_a_salt(self, data: st.DataObject, salt: str) -> None:
+        self.scheduler.invalidate(tenant=data.draw(st.sampled_from(self.names)), salt=salt)
 
     @rule()
     def forget_all_cached_content(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from engines import Engine, plain, prompt
 from factories import greedy, make_scheduler
@@ -124,7 +125,7 @@ class Backlog:
 
     def __init__(self, shapes: Sequence[Shape], seed: int = 0, **limits: Any) -> None:
         self.shapes = shapes
-        self.names = [f"tenant {number}" for number in range(len(shapes))]
+        self.names = [f"tenant-{number}" for number in range(len(shapes))]
         configured = [TenantConfig(name=n, weight=s.weight) for n, s in zip(self.names, shapes, strict=True)]
         size: dict[str, Any] = {"num_blocks": 20, "block_size": 16, "max_num_seqs": 8, "max_num_batched_tokens": 64}
         self.scheduler = make_scheduler(
@@ -170,9 +171,10 @@ class Backlog:
             self.step()
 
     @property
-    def shares(self) -> np.ndarray:
+    def shares(self) -> npt.NDArray[np.float64]:
         """Service divided by weight."""
-        return self.service / np.array([shape.weight for shape in self.shapes])
+        shares: npt.NDArray[np.float64] = self.service / np.array([shape.weight for shape in self.shapes])
+        return shares
 
     @property
     def bound(self) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from engines import Engine, plain, prompt
 from factories import VOCAB, greedy, make_scheduler
@@ -48,7 +50,7 @@ def test_a_stop_token_outside_the_vocabulary_is_refused() -> None:
         pytest.param({"num_blocks": 4, "max_model_len": 64}, 17, id="pool"),  # the last token needs no slot
     ],
 )
-def test_the_largest_request_fits_and_one_token_more_never_does(limits: dict[str, int], largest: int) -> None:
+def test_the_largest_request_fits_and_one_token_more_never_does(limits: dict[str, Any], largest: int) -> None:
     engine = Engine(**limits)
     assert engine.scheduler.largest_request() == largest
     with pytest.raises(NeverFitsError) as caught:

@@ -18,6 +18,7 @@ import pytest
 from fake_engine import FakeEngine
 
 from octavo import errors
+from octavo.engine.messages import AddRequest, SequenceDelta
 from octavo.server import streaming
 from octavo.server.streaming import EventStream, merge
 
@@ -57,6 +58,20 @@ async def test_an_error_of_one_sequence_ends_the_stream(
     terminal = [event for event in events_of(response.text) if event == "[DONE]" or "error" in event]
     assert [event["error"]["message"] for event in terminal] == ["out of memory"]
     assert not engine.open
+
+
+async def test_an_error_told_for_a_sequence_that_has_ended_ends_the_others(
+    http: httpx.AsyncClient, engine: FakeEngine, events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def generate(request: AddRequest) -> AsyncGenerator[SequenceDelta, None]:
+        yield SequenceDelta(request.request_id, 0, [70], "length")
+        yield SequenceDelta(request.request_id, 0, [], "error", error="out of memory")
+
+    monkeypatch.setattr(engine, "generate", generate)
+    body = {"prompt": "abc", "n": 2, "max_tokens": 1}
+    streamed = await http.post("/v1/completions", json={**body, "stream": True})
+    assert events_of(streamed.text)[-1]["error"]["message"] == "out of memory"
+    assert (await http.post("/v1/completions", json=body)).status_code == 500
 
 
 @pytest.mark.parametrize("body", [{"stream": True}, {"stream": False}, {"prompt": ["abc", "def"], "n": 2}])
@@ -163,6 +178,24 @@ async def test_silence_is_filled_with_comments() -> None:
     ]  # fmt: skip
 
 
+async def test_nothing_follows_an_end_that_waits_for_its_reader() -> None:
+    sent: list[bytes] = []
+
+    async def events() -> AsyncGenerator[Event, None]:
+        yield Event(1)
+
+    async def send(message: Any) -> None:
+        sent.append(message.get("body", b""))
+        if sent[-1] == streaming.DONE:
+            await asyncio.sleep(0.1)
+
+    async def wait() -> Any:
+        await asyncio.Event().wait()
+
+    await EventStream(events(), heartbeat=0.02)({"type": "http"}, wait, send)
+    assert sent == [b"", b'data: {"number":1}\n\n', streaming.DONE, b""]
+
+
 async def test_a_long_wait_opens_the_stream_and_fails_inside_it(
     http: httpx.AsyncClient, engine: FakeEngine, events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,3 +245,39 @@ async def test_merge_takes_items_as_they_come_and_closes_everything() -> None:
     await anext(early)
     await early.aclose()
     assert sorted(closed) == ["fast", "slow"]
+
+
+async def test_merge_closes_everything_even_if_it_is_cancelled_meanwhile() -> None:
+    closed = []
+
+    async def fails() -> AsyncGenerator[str, None]:
+        yield "first"
+        raise ValueError
+
+    async def has_more() -> AsyncGenerator[str, None]:
+        try:
+            while True:
+                yield "more"
+        finally:
+            closed.append("has more")
+
+    async def is_slow_to_end() -> AsyncGenerator[str, None]:
+        try:
+            await asyncio.Event().wait()
+            yield "never"
+        finally:
+            closed.append("slow")
+            await asyncio.sleep(0.1)
+
+    streams = [fails(), has_more(), is_slow_to_end()]
+
+    async def read() -> None:
+        async for _ in merge(streams):
+            pass
+
+    reading = asyncio.ensure_future(read())
+    await asyncio.sleep(0.02)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert sorted(closed) == ["has more", "slow"]

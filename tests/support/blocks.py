@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from array import array
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -56,3 +57,36 @@ def transfer(contents: dict[tuple[Tier, int], Any], transfers: Iterable[Transfer
     """Executes transfers one after another."""
     for source, source_block, target, target_block in transfers:
         contents[target, target_block] = contents.get((source, source_block))
+
+
+class CountedArray:
+    """An array that counts how many of its elements are read or written."""
+
+    def __init__(self, values: Any) -> None:
+        self.values = values
+        self.operations = 0
+
+    def __getitem__(self, key: int | slice) -> Any:
+        self.operations += self._elements(key)
+        return self.values[key]
+
+    def __setitem__(self, key: int | slice, value: Any) -> None:
+        self.operations += self._elements(key)
+        self.values[key] = value
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def _elements(self, key: int | slice) -> int:
+        return len(range(*key.indices(len(self.values)))) if isinstance(key, slice) else 1
+
+
+def count_operations(*owners: object) -> Callable[[], int]:
+    """Counts the elements that are read or written from now on in all arrays of these objects."""
+    counted = []
+    for owner in owners:
+        for name, value in vars(owner).items():
+            if isinstance(value, array | memoryview):
+                counted.append(CountedArray(value))
+                setattr(owner, name, counted[-1])
+    return lambda: sum(values.operations for values in counted)

@@ -32,12 +32,13 @@ class Pace:
     def seconds(self, plan: StepPlan) -> float:
         """Of a step's computation."""
         chunks = list(zip(plan.starts.tolist(), plan.query_lens.tolist(), strict=True))[plan.num_decodes :]
-        return (
+        seconds: float = (
             self.step
             + self.prefill * sum(length for _, length in chunks)
             + self.decode * plan.num_decodes
             + self.pair * sum(pairs(start, length) for start, length in chunks)
         )
+        return seconds
 
     def timings(self, plan: StepPlan) -> list[TransferTiming]:
         """Of a step's transfers."""

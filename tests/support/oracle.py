@@ -109,10 +109,14 @@ class OracleRunner:
         likeliest = np.argsort(-of_beams, axis=1, kind="stable")[:, : 2 * int(widths.max())].astype(np.int32)
         return [chosen if wanted.any() else None, likeliest, np.take_along_axis(of_beams, likeliest, axis=1)]
 
+    def origin(self, row: int) -> int:
+        """What a row's history begins with: equal tokens after different origins have different KV."""
+        return _EMPTY
+
     def _write(self, members: list[tuple[int, int, int]]) -> None:
         writer: dict[int, int] = {}
         for row, start, length in members:
-            history = 0
+            history = self.origin(row)
             for position, token in enumerate(self.rows.token_ids[row, : start + length].tolist()):
                 history = fingerprint(history, token)
                 if position >= start:
@@ -121,7 +125,7 @@ class OracleRunner:
                     self.kv[block, offset] = history
 
     def _read(self, row: int, end: int) -> int:
-        history = 0
+        history = self.origin(row)
         for position, token in enumerate(self.rows.token_ids[row, :end].tolist()):
             history = fingerprint(history, token)
             block, offset = self._slot(row, position)
