@@ -17,16 +17,16 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from loadgen.client import RequestFailed, Target, complete
+from loadgen.client import RequestFailed, Target, complete, fetch_counters
 from loadgen.load import Load, RequestLoad, SessionLoad, parameters, run_loop
 from loadgen.metrics import Slo, Summary
-from loadgen.peers import Peer, PeerFailed, known_peers, running
+from loadgen.peers import GIB, Peer, PeerFailed, known_peers, kv_bytes_per_token, running
 from loadgen.prompts import PromptMaker, folder_counter
 from loadgen.report import console, environment, milliseconds, show_errors, summary_row, write_json
 from rich.console import Console
@@ -46,6 +46,10 @@ WORKLOADS: Mapping[str, Load] = {
     "long prompts": RequestLoad(concurrency=4, requests=8, prompt_tokens=2400, output_tokens=64),
     "sessions": SessionLoad(sessions=8, turns=5, prompt_tokens=100, output_tokens=64),
 }
+# Run when asked for: it needs a pool that is too small, --pool-tokens 4800.
+PRESSURE: Mapping[str, Load] = {
+    "pressure": RequestLoad(concurrency=16, requests=48, prompt_tokens=200, output_tokens=256),
+}
 QUICK: Mapping[str, Load] = {
     "one stream": RequestLoad(concurrency=1, requests=1, prompt_tokens=128, output_tokens=32),
     "16 at once": RequestLoad(concurrency=16, requests=16, prompt_tokens=200, output_tokens=32),
@@ -56,13 +60,25 @@ QUICK: Mapping[str, Load] = {
     "sessions": SessionLoad(sessions=4, turns=3, prompt_tokens=60, output_tokens=16),
 }
 
-# What is compared: heading → where it is in a summary.
-METRICS: Mapping[str, tuple[str, ...]] = {
-    "output tok/s": ("output_rate",),
-    "TTFT p50 ms": ("ttft", "p50"),
-    "TTFT p99 ms": ("ttft", "p99"),
-    "TPOT p50 ms": ("tpot", "p50"),
-    "ITL p99 ms": ("itl", "p99"),
+
+@dataclass(frozen=True)
+class Run:
+    """One repetition: what the client saw, and by how much the server's own counters rose."""
+
+    summary: Summary
+    counted: Mapping[str, float]
+
+
+# What is compared: heading → how to read it from a run. Rows that nobody has a figure for, or all have 0, are left out.
+METRICS: Mapping[str, Callable[[Run], float | None]] = {
+    "output tok/s": lambda run: run.summary.output_rate,
+    "TTFT p50 ms": lambda run: run.summary.ttft.p50,
+    "TTFT p99 ms": lambda run: run.summary.ttft.p99,
+    "TPOT p50 ms": lambda run: run.summary.tpot.p50,
+    "TPOT p99 ms": lambda run: run.summary.tpot.p99,
+    "ITL p99 ms": lambda run: run.summary.itl.p99,
+    "preemptions": lambda run: run.counted.get("preemptions"),
+    "recomputed tokens": lambda run: run.counted.get("recomputed tokens"),
 }
 
 
@@ -71,7 +87,7 @@ class PeerResult:
     """What one server did.
 
     Attributes:
-        runs: Workload → one summary for each repetition.
+        runs: Workload → one for each repetition.
         answer: What it said to `SANITY_PROMPT`.
     """
 
@@ -79,17 +95,12 @@ class PeerResult:
     start_seconds: float = 0.0
     answer: str = ""
     dialect: str = ""
-    runs: dict[str, list[Summary]] = field(default_factory=dict)
+    runs: dict[str, list[Run]] = field(default_factory=dict)
     failure: str | None = None
 
-    def median(self, workload: str, metric: tuple[str, ...]) -> float | None:
-        """The median over the repetitions; None if the workload was not run."""
-        values = []
-        for summary in self.runs.get(workload, []):
-            value: Any = summary
-            for name in metric:
-                value = getattr(value, name)
-            values.append(value)
+    def median(self, workload: str, metric: Callable[[Run], float | None]) -> float | None:
+        """The median over the repetitions; None if the workload was not run or nothing was measured."""
+        values = [value for run in self.runs.get(workload, []) if (value := metric(run)) is not None]
         return median(values) if values else None
 
 
@@ -100,12 +111,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     screen = console()
     folder = _model_folder(arguments.model)
-    peers = _chosen(arguments, known_peers(folder, arguments.peers_dir, arguments.kv_gib), screen)
-    chosen = QUICK if arguments.quick else WORKLOADS
-    unknown = set(arguments.workloads or ()) - set(chosen)
+    pool_tokens = arguments.pool_tokens or arguments.kv_gib * GIB // kv_bytes_per_token(folder)
+    peers = _chosen(arguments, known_peers(folder, arguments.peers_dir, pool_tokens), screen)
+    usual = QUICK if arguments.quick else WORKLOADS
+    known = {**usual, **PRESSURE}
+    unknown = set(arguments.workloads or ()) - set(known)
     if unknown:
-        sys.exit(f"compare.py: no workload is called {unknown.pop()!r}; known are {', '.join(chosen)}")
-    loads = {name: chosen[name] for name in arguments.workloads or chosen}
+        sys.exit(f"compare.py: no workload is called {unknown.pop()!r}; known are {', '.join(known)}")
+    loads = {name: known[name] for name in arguments.workloads or usual}
     facts = environment()
     results: dict[str, PeerResult] = {}
     path = arguments.json or RESULTS / f"{facts['time'][:10]}-{_slug(facts['host']['cpu'])}.json"
@@ -174,8 +187,11 @@ async def _measure(
                 for repetition in range(arguments.repeat):
                     # Of its own for each workload too: the prefix caches outlive a workload.
                     maker = PromptMaker(f"{arguments.seed}/{name}/{repetition}", count)
+                    before = await fetch_counters(target, peer.counters)
                     summary = await _run(target, load, maker)
-                    result.runs.setdefault(name, []).append(summary)
+                    after = await fetch_counters(target, peer.counters)
+                    run = Run(summary, {counter: after[counter] - before[counter] for counter in before})
+                    result.runs.setdefault(name, []).append(run)
                     screen.print(f"  {name}: {summary.output_rate:.1f} output tok/s", highlight=False)
                     show_errors(screen, summary)
     except (PeerFailed, RequestFailed) as error:
@@ -206,7 +222,12 @@ def _table(results: Mapping[str, PeerResult], loads: Mapping[str, Load]) -> Tabl
         if name in others and BASELINE in results:
             table.add_column("×", justify="right")
     for workload in loads:
-        for row, (heading, metric) in enumerate(METRICS.items()):
+        metrics = {
+            heading: metric
+            for heading, metric in METRICS.items()
+            if any(result.median(workload, metric) for result in results.values())
+        }
+        for row, (heading, metric) in enumerate(metrics.items()):
             cells = []
             for name, result in results.items():
                 value = result.median(workload, metric)
@@ -214,7 +235,7 @@ def _table(results: Mapping[str, PeerResult], loads: Mapping[str, Load]) -> Tabl
                 if name in others and BASELINE in results:
                     ratio = _ratio(results[BASELINE].median(workload, metric), value)
                     cells.append("–" if ratio is None else f"{ratio:.2f}")
-            table.add_row(workload if row == 0 else "", heading, *cells, end_section=row == len(METRICS) - 1)
+            table.add_row(workload if row == 0 else "", heading, *cells, end_section=row == len(metrics) - 1)
     table.add_row("start", "seconds", *_start_cells(results, others))
     return table
 
@@ -248,19 +269,20 @@ def _warnings(results: Mapping[str, PeerResult], loads: Mapping[str, Load]) -> l
         if result.failure:
             found.append(f"{name} failed: {result.failure.splitlines()[0]}")
         for workload, runs in result.runs.items():
-            failed = sum(summary.failed for summary in runs)
+            summaries = [run.summary for run in runs]
+            failed = sum(summary.failed for summary in summaries)
             if failed:
                 found.append(f"{name}, {workload}: {failed} requests failed; its figures cover the others")
             asked = loads[workload].size * loads[workload].output_tokens
-            if any(summary.output_tokens != asked and not summary.failed for summary in runs):
-                counts = sorted({summary.output_tokens for summary in runs})
+            if any(summary.output_tokens != asked and not summary.failed for summary in summaries):
+                counts = sorted({summary.output_tokens for summary in summaries})
                 found.append(f"{name}, {workload}: {counts} output tokens instead of {asked}")
     for workload, load in loads.items():
         # A conversation's history holds each server's own words.
         prompts = {
-            name: [summary.prompt_tokens for summary in result.runs[workload]]
+            name: [run.summary.prompt_tokens for run in result.runs[workload]]
             for name, result in results.items()
-            if workload in result.runs and not any(summary.failed for summary in result.runs[workload])
+            if workload in result.runs and not any(run.summary.failed for run in result.runs[workload])
         }
         if not isinstance(load, SessionLoad) and len(set(map(tuple, prompts.values()))) > 1:
             found.append(f"{workload}: the servers count the prompts' tokens differently: {prompts}")
@@ -268,7 +290,7 @@ def _warnings(results: Mapping[str, PeerResult], loads: Mapping[str, Load]) -> l
 
 
 def _went_wrong(result: PeerResult) -> bool:
-    return result.failure is not None or any(summary.failed for runs in result.runs.values() for summary in runs)
+    return result.failure is not None or any(run.summary.failed for runs in result.runs.values() for run in runs)
 
 
 def _document(
@@ -284,6 +306,7 @@ def _document(
         "repeat": arguments.repeat,
         "seed": arguments.seed,
         "kv_gib": arguments.kv_gib,
+        "pool_tokens": arguments.pool_tokens,
         "extra_options": arguments.extra,
         "warnings": list(warnings),
         "workloads": {name: parameters(load) for name, load in loads.items()},
@@ -299,7 +322,8 @@ def _document(
                     for workload in result.runs
                 },
                 "runs": {
-                    workload: [summary_row(summary) for summary in runs] for workload, runs in result.runs.items()
+                    workload: [summary_row(run.summary) | {"counted": dict(run.counted)} for run in runs]
+                    for workload, runs in result.runs.items()
                 },
             }
             for name, result in results.items()
@@ -324,11 +348,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--peers", default=BASELINE, help="comma-separated: octavo, transformers, vllm, vllm-all-cores")
     add("--peers-dir", type=Path, help="the peers' virtual environments")
     add("--model", help="as for `octavo serve`; default: its default model")
-    add("--workloads", type=lambda text: text.split(","), help=f"comma-separated, of: {', '.join(WORKLOADS)}")
+    add(
+        "--workloads",
+        type=lambda text: text.split(","),
+        help=f"comma-separated, of: {', '.join(WORKLOADS)} and pressure",
+    )
     add("--quick", action="store_true", help="a few minutes; the figures are rough")
     add("--repeat", type=int, default=1, help="repetitions of each workload; medians are shown")
     add("--seed", type=int, default=0)
     add("--kv-gib", type=int, default=1, help="KV pool of every server, in GiB")
+    add("--pool-tokens", type=int, help="KV pool of every server, in tokens; instead of --kv-gib")
     add("--extra", action="append", default=[], metavar="PEER=OPTIONS", help="more options for a server")
     add("--start-timeout", type=float, default=900.0, help="seconds; a first compilation can take minutes")
     add("--request-timeout", type=float, default=1800.0, help="seconds until a request is given up")

@@ -18,6 +18,7 @@ import json
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ from rich.table import Table
 from octavo import LLM, SamplingParams
 from octavo.block_manager.tiers import Transfer, TransferOutcome
 from octavo.engine.core import EngineCore
-from octavo.engine.messages import AddRequest
+from octavo.engine.messages import AddRequest, EngineStats
 from octavo.scheduler.request import split_stream
 
 CONCURRENCY = 16
@@ -101,19 +102,25 @@ def run(scenario: Scenario, seed: int) -> Outcome:
         if record.actual
         and (predicted := record.predicted_swap if record.method == "swap" else record.predicted_recompute)
     ]
-    methods: dict[str, int] = {}
+    methods = Counter[str]()
     for method, _, count in stats.preemptions:
-        methods[method] = methods.get(method, 0) + count
+        methods[method] += count
+    for method, _, count in before.preemptions:
+        methods[method] -= count
     return Outcome(
         output_rate=REQUESTS * OUTPUT_TOKENS / whole,
         ttft_p99=float(np.percentile(first, 99)),
         tpot_p99=float(np.percentile(per_token, 99)),
-        preemptions=methods,
+        preemptions=dict(methods),
         recomputed_tokens=stats.recomputed_tokens - before.recomputed_tokens,
         swapped_tokens=stats.swapped_tokens - before.swapped_tokens,
-        copied_blocks=sum(count for kind, count in stats.copies.items() if kind != "copy_on_write"),
+        copied_blocks=_copied(stats) - _copied(before),
         prediction_error=statistics.median(errors) if errors else None,
     )
+
+
+def _copied(stats: EngineStats) -> int:
+    return sum(count for kind, count in stats.copies.items() if kind != "copy_on_write")
 
 
 def _closed_loop(core: EngineCore, prompts: Sequence[list[int]]) -> tuple[dict[int, float], dict[int, list[float]]]:
@@ -159,16 +166,18 @@ def table(outcomes: Mapping[str, Sequence[Outcome]]) -> Table:
     for heading in ("scenario", "output tok/s", "TTFT p99", "TPOT p99", "preempted", "recomputed", "swapped", "off by"):
         grid.add_column(heading, justify="left" if heading == "scenario" else "right")
     for name, runs in outcomes.items():
-        last = runs[-1]
+        errors = [run.prediction_error for run in runs if run.prediction_error is not None]
+        methods = sorted({method for run in runs for method in run.preemptions})
+        counts = {method: statistics.median(run.preemptions.get(method, 0) for run in runs) for method in methods}
         grid.add_row(
             name,
             f"{statistics.median(run.output_rate for run in runs):.1f}",
             f"{statistics.median(run.ttft_p99 for run in runs):.1f} s",
             f"{statistics.median(run.tpot_p99 for run in runs) * 1000:.0f} ms",
-            ", ".join(f"{count} {method}" for method, count in last.preemptions.items()) or "0",
+            ", ".join(f"{count:g} {method}" for method, count in counts.items()) or "0",
             f"{statistics.median(run.recomputed_tokens for run in runs):,.0f}",
             f"{statistics.median(run.swapped_tokens for run in runs):,.0f}",
-            "–" if last.prediction_error is None else f"{last.prediction_error:.0%}",
+            f"{statistics.median(errors):.0%}" if errors else "–",
         )
     return grid
 

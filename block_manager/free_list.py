@@ -23,13 +23,17 @@ _ABSENT = -1
 
 
 class FreeList:
-    """Blocks ``1 … num_blocks``, all free at first, in ascending order."""
+    """Blocks ``1 … num_blocks``, all free at first, in ascending order; or none of them, if it is to be ``empty``."""
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(self, num_blocks: int, *, empty: bool = False) -> None:
         ids = np.arange(num_blocks + 1, dtype=np.int32)
-        self._next = _int_array(np.roll(ids, -1))
-        self._prev = _int_array(np.roll(ids, 1))
-        self._size = num_blocks
+        if empty:
+            self._next = _int_array(np.where(ids == NULL_BLOCK, NULL_BLOCK, _ABSENT))
+            self._prev = _int_array(np.zeros_like(ids))
+        else:
+            self._next = _int_array(np.roll(ids, -1))
+            self._prev = _int_array(np.roll(ids, 1))
+        self._size = 0 if empty else num_blocks
 
     def __len__(self) -> int:
         return self._size

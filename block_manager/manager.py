@@ -18,7 +18,6 @@ first, and goes on in the lower tiers:
 
 from __future__ import annotations
 
-import enum
 import time
 from array import array
 from collections import Counter
@@ -30,8 +29,9 @@ import numpy.typing as npt
 
 from octavo.block_manager.free_list import NULL_BLOCK
 from octavo.block_manager.hashing import ChainHash, chain_hash, root_content
+from octavo.block_manager.misses import EvictionHistory, Miss, MissReason
 from octavo.block_manager.pins import Pin, Pins
-from octavo.block_manager.pool import BlockPool
+from octavo.block_manager.pool import BlockPool, DevicePool
 from octavo.block_manager.prefix_cache import PrefixCache
 from octavo.block_manager.quota import Quota
 from octavo.block_manager.table import BlockTables
@@ -82,49 +82,6 @@ class SwappedBlocks(NamedTuple):
         return [place for place in reversed(self.places) if place is not None]
 
 
-class MissReason(enum.StrEnum):
-    """Why the block after a prefix hit was not found."""
-
-    SHORTER_THAN_A_BLOCK = "shorter_than_a_block"  # nothing was missed: the rest fills no block, or must be computed
-    NEVER_SEEN = "never_seen"
-    EVICTED = "evicted"
-    OTHER_SALT = "other_salt"
-    CACHE_OFF = "cache_off"
-
-
-class Miss(NamedTuple):
-    """A reason, and how many seconds ago the block was evicted if that is the reason."""
-
-    reason: MissReason
-    seconds_ago: float | None = None
-
-
-class EvictionHistory:
-    """Remembers the latest evictions by the blocks' hashes, to explain misses.
-
-    Args:
-        clock: Seconds.
-    """
-
-    _CAPACITY = 16_384
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._times: dict[int, float] = {}  # oldest first
-
-    def add(self, key: int) -> None:
-        """Notes that a block of this hash is evicted now."""
-        self._times.pop(key, None)
-        self._times[key] = self._clock()
-        if len(self._times) > self._CAPACITY:
-            del self._times[next(iter(self._times))]
-
-    def seconds_since(self, key: int) -> float | None:
-        """How long ago a block of this hash was evicted; None if that is not remembered."""
-        evicted = self._times.get(key)
-        return None if evicted is None else self._clock() - evicted
-
-
 class BlockCopy(NamedTuple):
     """A block whose KV has to be copied before the step writes to the destination."""
 
@@ -163,14 +120,13 @@ class BlockManager:
         clock: Callable[[], float] = time.monotonic,
         hasher: ChainHash = chain_hash,
     ) -> None:
+        self.block_size = block_size
         self.tiers = tiers if tiers is not None else Tiers()
-        self.cache = PrefixCache(num_blocks, block_size, hasher)
-        self.pool = BlockPool(num_blocks, self.cache, self._on_evict)
+        self.cache, self.pool = self._make_pool(num_blocks, hasher)
         self.evicted = EvictionHistory(clock)
         self.quota = Quota(num_blocks, floors, ceilings)
         self.pins = Pins(pin_budget)
         self.tables = BlockTables(num_rows, max_blocks_per_row)
-        self.block_size = block_size
         self.prefix_caching = prefix_caching
         self.copies = 0
         self.deduplicated = 0
@@ -183,9 +139,32 @@ class BlockManager:
         self._private: set[int] = set()  # rows that publish nothing more: what they began with was invalidated
         self._duplicates: set[int] = set()  # rows whose next block to publish is already someone else's
 
-    def blocks_for(self, num_tokens: int) -> int:
-        """Blocks that hold this many tokens."""
+    def _make_pool(self, num_blocks: int, hasher: ChainHash) -> tuple[PrefixCache, DevicePool]:
+        cache = PrefixCache(num_blocks, self.block_size, hasher)
+        return cache, BlockPool(num_blocks, cache, self._on_evict)
+
+    # ── sizes ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def columns_for(self, num_tokens: int) -> int:
+        """Entries of a block table that so many tokens take."""
         return -(-num_tokens // self.block_size)
+
+    @property
+    def blocks_per_column(self) -> int:
+        """Blocks that one more entry of a block table takes: one, or one for each group of layers."""
+        return 1
+
+    def most_blocks(self, num_tokens: int) -> int:
+        """The most blocks that a sequence holds at any time until it has so many tokens."""
+        return self.columns_for(num_tokens)
+
+    def blocks_at(self, num_tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """Per sequence, the blocks that it holds when it has so many tokens and computes one at a time."""
+        return -(-num_tokens // self.block_size)
+
+    def blocks_held(self, rows: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """Per row, the blocks that it holds, what it is promised included."""
+        return self.tables.lengths[rows]
 
     def max_tokens(self, tenant: int = 0) -> int:
         """The most tokens that one sequence can ever keep in the pool: more is an answer of "never"."""
@@ -281,7 +260,11 @@ class BlockManager:
 
     def needed(self, match: PrefixMatch, num_tokens: int) -> int:
         """Available blocks that `reserve` uses up."""
-        return self.blocks_for(num_tokens) - len(match.blocks) + match.idle
+        return self.columns_for(num_tokens) - len(match.blocks) + match.idle
+
+    def won_by_release(self, match: PrefixMatch) -> int:
+        """Of the matched blocks, how many would become available if their only owner gave way."""
+        return sum(self.pool.owners(block) == 1 for block in match.blocks)
 
     def shortfall(self, match: PrefixMatch, num_tokens: int, keep_free: int = 0, tenant: int = 0) -> int:
         """Blocks that are missing for `reserve` to succeed and leave ``keep_free`` blocks; 0 if none are."""
@@ -297,17 +280,18 @@ class BlockManager:
             tokens: int32 ``[num_tokens]``, what was matched.
         """
         assert self.tables.lengths[row] == 0, f"row {row} is in use"
+        available = self.pool.available
         # Matched blocks first: they might be the very ones that taking new blocks would evict.
-        for block in match.blocks:
-            self.pool.share(block)
+        self._share_prefix(match.blocks)
         for place in match.below:
             self.tiers.hold(place)
-        fresh = self.pool.take_many(self.blocks_for(len(tokens)) - len(match.blocks))
+        fresh = self.pool.take_many(self.columns_for(len(tokens)) - len(match.blocks))
         self.tables.extend(row, match.blocks + fresh)
         self._published[row] = len(match.blocks)
         self._namespace[row] = match.namespace
         self._tenant[row] = tenant
-        self.quota.charge(tenant, match.idle + len(fresh))
+        self._entered(row, len(match.blocks))
+        self._charge(tenant, available)
         if match.below:
             self._promote(row, match, tokens)
         if self.prefix_caching:
@@ -332,13 +316,25 @@ class BlockManager:
             self.prefix_hits[place.tier] += min(self.block_size, match.num_tokens - index * self.block_size)
 
     def grow(self, row: int) -> None:
-        """Appends one block to a row; the caller has checked `room`."""
+        """Appends one entry to a row's table; the caller has checked `room` against `blocks_per_column`."""
+        available = self.pool.available
         self.tables.extend(row, [self.pool.take()])
-        self.quota.charge(self._tenant[row], 1)
+        self._charge(self._tenant[row], available)
+
+    def slide(self, rows: npt.NDArray[np.int32], num_computed: npt.NDArray[np.int32]) -> None:
+        """Gives up what lies behind the windows of rows that compute their next token at these positions."""
+
+    def blocks_of(self, group: int, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """The blocks of a group of layers that these entries of block tables stand for; of the same shape."""
+        return ids
+
+    def cover(self, rows: npt.NDArray[np.int32], ends: npt.NDArray[np.int32]) -> None:
+        """Makes sure that all layers have blocks for what rows compute in this step, up to these positions."""
 
     def fork(self, source: int, target: int) -> None:
         """Makes an empty row share all blocks of another, a last partial one included."""
         assert self.tables.lengths[target] == 0, f"row {target} is in use"
+        available = self.pool.available
         blocks = self.tables.blocks(source)
         for block in blocks:
             self.pool.share(block)
@@ -349,6 +345,8 @@ class BlockManager:
         for marked in (self._duplicates, self._private):
             if source in marked:
                 marked.add(target)
+        self._forked(source, target)
+        self._charge(self._tenant[target], available)
 
     def copies_needed(self, writes: Iterable[tuple[int, int]]) -> int:
         """Blocks that `make_writable` takes for all of these (row, position) together.
@@ -356,26 +354,29 @@ class BlockManager:
         Of the owners of a block the last one writes in place, so k of its k owners need k - 1 copies.
         """
         writers = Counter(int(self.tables.ids[row, position // self.block_size]) for row, position in writes)
-        return sum(min(count, self.pool.owners(block) - 1) for block, count in writers.items())
+        copies = sum(min(count, self.pool.owners(block) - 1) for block, count in writers.items())
+        return copies * self.blocks_per_column
 
-    def make_writable(self, row: int, position: int) -> BlockCopy | None:
+    def make_writable(self, row: int, position: int) -> list[BlockCopy]:
         """Makes sure that the row alone owns the block of a position (copy-on-write).
 
         The caller has checked `copies_needed` against `room`.
 
         Returns:
-            The copy of KV that has to run before anything is written in this step; None if none is needed.
+            The copies of KV that have to run before anything is written in this step.
         """
         index = position // self.block_size
         source = int(self.tables.ids[row, index])
         if self.pool.owners(source) == 1:
-            return None
+            return []
+        available = self.pool.available
         destination = self.pool.take()
         self.tables.ids[row, index] = destination
+        copies = self._copied(source, destination)
         self.pool.release((source,))
-        self.quota.charge(self._tenant[row], 1)
-        self.copies += 1
-        return BlockCopy(source, destination)
+        self._charge(self._tenant[row], available)
+        self.copies += len(copies)
+        return copies
 
     def publish(self, row: int, tokens: Tokens, num_computed: int) -> None:
         """Indexes the row's blocks that are full once ``num_computed`` tokens are.
@@ -399,10 +400,12 @@ class BlockManager:
         while twin := self._publish_run(row, tokens, num_computed // self.block_size):
             index = self._published[row]
             mine = int(self.tables.ids[row, index])
-            idle = self.pool.owners(twin) == 0
+            available = self.pool.available
             self.pool.share(twin)
+            self._merged(row, index, twin, mine)
             self.tables.ids[row, index] = twin
-            self.quota.charge(self._tenant[row], idle - self.pool.release((mine,)))
+            self.pool.release((mine,))
+            self._charge(self._tenant[row], available)
             self._published[row] = index + 1
             self.deduplicated += 1
 
@@ -437,8 +440,9 @@ class BlockManager:
 
     def release(self, row: int) -> None:
         """Empties a row. Its published blocks stay cached until they are needed, tails given up before heads."""
-        freed = self.pool.release(reversed(self.tables.clear(row)))
-        self.quota.charge(self._tenant[row], -freed)
+        available = self.pool.available
+        self._release_blocks(row, self.tables.clear(row))
+        self._charge(self._tenant[row], available)
         self._published[row] = 0
         self._duplicates.discard(row)
         self._private.discard(row)
@@ -447,6 +451,10 @@ class BlockManager:
 
     def exclusive_blocks(self, rows: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
         """Per row, the blocks that releasing it would make available: int64 ``[num_rows]``."""
+        return self.sole_columns(rows)
+
+    def sole_columns(self, rows: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+        """Per row, the entries of its table that nobody shares: int64 ``[num_rows]``."""
         longest = int(self.tables.lengths[rows].max(initial=0))
         ids = self.tables.ids[rows, :longest]
         counts: npt.NDArray[np.int64] = (self.pool.reference_counts[ids] == 1).sum(axis=1)
@@ -464,7 +472,7 @@ class BlockManager:
             What to give to `match_prefix` when the sequence comes back; None, with nothing done, if the tiers
             below have no room.
         """
-        sources = self.tables.blocks(row)[: self.blocks_for(num_computed)]
+        sources = self.tables.blocks(row)[: self.columns_for(num_computed)]
         shared = [self.pool.owners(block) > 1 for block in sources]
         names = [self.cache.content_of(b) if i < self._published[row] else None for i, b in enumerate(sources)]
         known = [
@@ -506,18 +514,28 @@ class BlockManager:
         blocks, _ = self._match_device(tokens.tobytes(), namespace, len(tokens) // self.block_size)
         return blocks, namespace
 
+    def blocks_to_pin(self, blocks: Sequence[int]) -> int:
+        """Available blocks that `pin` uses up."""
+        return sum(self.pool.owners(block) == 0 for block in blocks)
+
     def pin(self, blocks: Sequence[int], namespace: int, tenant: int, expires: float) -> Pin:
-        """Makes a pin one more owner of cached blocks; the caller has checked `Pins.missing` and `room`."""
-        idle = sum(self.pool.owners(block) == 0 for block in blocks)
-        for block in blocks:
-            self.pool.share(block)
-        self.quota.charge(tenant, idle)
+        """Makes a pin one more owner of cached blocks; the caller has checked `Pins.missing` and `blocks_to_pin`."""
+        available = self.pool.available
+        self._share_prefix(blocks)
+        self._charge(tenant, available)
         return self.pins.add(blocks, namespace, tenant, expires)
+
+    @property
+    def pinned_blocks(self) -> int:
+        """Distinct blocks that pins keep."""
+        return self.pins.num_blocks
 
     def unpin(self, pin: Pin) -> None:
         """Drops a pin; its blocks stay cached until they are needed."""
         self.pins.remove(pin)
-        self.quota.charge(pin.tenant, -self.pool.release(reversed(pin.blocks)))
+        available = self.pool.available
+        self._release_prefix(pin.blocks)
+        self._charge(pin.tenant, available)
 
     def invalidate_namespaces(self, tenant: int, salt: str | None = None) -> int:
         """Forgets all that is cached for a tenant, or for one of its salts, in every tier.
@@ -528,14 +546,13 @@ class BlockManager:
         Returns:
             Blocks forgotten.
         """
-        forgotten = 0
         self._epochs[tenant] += 1
-        for namespace, key in self.cache.namespaces.matching(tenant, salt):
-            for pin in [pin for pin in self.pins.listed() if pin.namespace == namespace]:
-                self.unpin(pin)
-            forgotten += self._forget_device(self.cache.descendants(namespace))
-            forgotten += self.tiers.forget_namespace(namespace)
-            self._make_private(row for row in self._held_rows() if self._namespace[row] == namespace)
+        keys = dict(self.cache.namespaces.matching(tenant, salt))
+        for pin in [pin for pin in self.pins.listed() if pin.namespace in keys]:
+            self.unpin(pin)
+        forgotten = self._forget_device(self.cache.descendants(*keys)) + self.tiers.forget_namespaces(keys)
+        self._make_private(row for row in self._held_rows() if self._namespace[row] in keys)
+        for key in keys.values():
             self.cache.namespaces.renew(key)
         return forgotten
 
@@ -590,8 +607,9 @@ class BlockManager:
         """
         problems = self.pool.check() + self.quota.check(self.pool.available)
         problems += self.tiers.check(Counter(place for blocks in swapped for place in blocks.held))
-        held = np.bincount(self.tables.ids.ravel(), minlength=self.pool.num_blocks + 1)
-        for block in range(1, self.pool.num_blocks + 1):
+        num_ids = len(self.pool.reference_counts)
+        held = np.bincount(self.tables.ids.ravel(), minlength=num_ids)
+        for block in range(1, num_ids):
             holders, pins, owners = int(held[block]), self.pins.held(block), self.pool.owners(block)
             if holders + pins != owners:
                 problems.append(f"block {block} is in {holders} tables and {pins} pins and counts {owners} owners")
@@ -609,6 +627,38 @@ class BlockManager:
             for index in range(self._published[row])
             if self.cache.parent_of(int(self.tables.ids[row, index])) != self._parent(row, index)
         ]
+
+    # ── what a model with windows does on top ─────────────────────────────────────────────────────────────
+
+    def _charge(self, tenant: int, before: int) -> None:
+        """Notes in a tenant's quota what has happened since so many blocks were available."""
+        self.quota.charge(tenant, before - self.pool.available)
+
+    def _share_prefix(self, blocks: Sequence[int]) -> None:
+        """One more owner for the blocks of a prompt's beginning."""
+        for block in blocks:
+            self.pool.share(block)
+
+    def _release_prefix(self, blocks: Sequence[int]) -> None:
+        """Undoes `_share_prefix`."""
+        self.pool.release(reversed(blocks))
+
+    def _entered(self, row: int, num_matched: int) -> None:
+        """A row has got its blocks; so many of them hold KV already."""
+
+    def _forked(self, source: int, target: int) -> None:
+        """A row has got the blocks of another."""
+
+    def _copied(self, source: int, destination: int) -> list[BlockCopy]:
+        """A row has ``destination`` instead of ``source`` from now on: what has to be copied."""
+        return [BlockCopy(source, destination)]
+
+    def _merged(self, row: int, index: int, twin: int, mine: int) -> None:
+        """A row is about to replace its block by an equal one, of which it is an owner already."""
+
+    def _release_blocks(self, row: int, blocks: list[int]) -> None:
+        """Gives up all blocks of a row, whose table is empty already; the tail comes first."""
+        self.pool.release(reversed(blocks))
 
     def _publish_run(self, row: int, tokens: Tokens, end: int) -> int:
         """Publishes the row's blocks up to index ``end``, or up to the first one that has a twin, which it returns."""

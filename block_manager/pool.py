@@ -38,6 +38,43 @@ class ContentIndex(Protocol):
         """Bytes of bookkeeping."""
 
 
+class DevicePool(Protocol):
+    """What the block manager asks of the device's blocks; `BlockPool` says what each means.
+
+    In a model with sliding-window layers a block id of a table names a column of several blocks; see
+    `octavo.block_manager.column_pool`. ``num_blocks`` and `available` count blocks all the same.
+    """
+
+    num_blocks: int
+    evictions: int
+
+    @property
+    def available(self) -> int: ...
+
+    @property
+    def counts(self) -> BlockCounts: ...
+
+    @property
+    def shared(self) -> int: ...
+
+    @property
+    def saved(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    @property
+    def reference_counts(self) -> npt.NDArray[np.int32]: ...
+
+    def owners(self, block: int) -> int: ...
+    def take(self) -> int: ...
+    def take_many(self, count: int) -> list[int]: ...
+    def share(self, block: int) -> None: ...
+    def release(self, blocks: Iterable[int]) -> int: ...
+    def forget(self, block: int) -> None: ...
+    def check(self) -> list[str]: ...
+
+
 Index = TypeVar("Index", bound=ContentIndex)
 
 

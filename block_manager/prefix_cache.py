@@ -150,18 +150,18 @@ class PrefixCache:
             content = self._contents[child] = content.followed_by(self.tokens_of(child))
         return content
 
-    def descendants(self, ancestor: int) -> list[int]:
-        """Every indexed block that follows ``ancestor`` (a block, itself included, or a namespace); children last.
+    def descendants(self, *ancestors: int) -> list[int]:
+        """Every indexed block that follows one of these (blocks, themselves included, or namespaces); children last.
 
         O(num_blocks · log(longest chain)), in numpy: for administrators, not for steps.
         """
         parents = np.frombuffer(self._parent, dtype=np.int32)
-        # Pointer doubling: ``above[block]`` climbs 1, 2, 4 … ancestors at a time, and stops at the ancestor.
+        # Pointer doubling: ``above[block]`` climbs 1, 2, 4 … blocks at a time, and stops at an ancestor.
         above = np.where(parents > 0, parents, np.arange(len(parents), dtype=np.int32))
-        found = parents == ancestor
-        if ancestor > 0:
-            found[ancestor] = parents[ancestor] != 0
-            above[ancestor] = ancestor
+        found = np.isin(parents, ancestors)
+        blocks = [ancestor for ancestor in ancestors if ancestor > 0]
+        found[blocks] = parents[blocks] != 0
+        above[blocks] = blocks
         depth = np.where(above == np.arange(len(parents)), 0, 1)
         while True:
             found |= found[above]
@@ -170,8 +170,8 @@ class PrefixCache:
             if (higher == above).all():
                 break
             above = higher
-        blocks = np.flatnonzero(found)
-        ordered: list[int] = blocks[np.argsort(depth[blocks], kind="stable")].tolist()
+        following = np.flatnonzero(found)
+        ordered: list[int] = following[np.argsort(depth[following], kind="stable")].tolist()
         return ordered
 
     @property

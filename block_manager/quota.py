@@ -75,16 +75,17 @@ class Quota:
         Args:
             needs: Tenant → blocks.
         """
-        for tenant, needed in needs.items():
-            if (excess := self.used[tenant] + needed - self.ceilings[tenant]) > 0:
-                return Shortage(tenant, excess, self.yields_to(tenant, needs))
         after = [used + needs.get(tenant, 0) for tenant, used in enumerate(self.used)]
+        for tenant, (used, ceiling) in enumerate(zip(after, self.ceilings, strict=True)):
+            if used > ceiling:
+                return Shortage(tenant, used - ceiling, self.yields_to(tenant, needs))
         kept = sum(max(0, floor - used) for floor, used in zip(self.floors, after, strict=True))
         excess = sum(needs.values()) + kept - available
         if excess <= 0:
             return None
-        # Growth within a floor is always possible, so somebody grows beyond.
-        tenant = next(tenant for tenant in needs if after[tenant] > self.floors[tenant])
+        # What lies within a floor is always possible, so somebody is beyond: who grows, or whose window moves on from
+        # what another goes on using.
+        tenant = next(tenant for tenant in (*needs, *range(len(after))) if after[tenant] > self.floors[tenant])
         return Shortage(tenant, excess, self.yields_to(tenant, needs))
 
     def at_ceiling(self, tenant: int, needed: int) -> bool:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from functools import partial
 from typing import NamedTuple
 
@@ -102,9 +102,9 @@ class ContentBlocks:
         """What a block holds."""
         return self._contents[block]
 
-    def of_namespace(self, namespace: int) -> list[int]:
-        """The blocks whose content belongs to a namespace."""
-        return [block for block, content in self._contents.items() if content.namespace == namespace]
+    def of_namespaces(self, namespaces: Container[int]) -> list[int]:
+        """The blocks whose content belongs to one of these namespaces."""
+        return [block for block, content in self._contents.items() if content.namespace in namespaces]
 
     @property
     def nbytes(self) -> int:
@@ -226,9 +226,9 @@ class Tiers:
         if place.block in level.cache:
             level.forget(place.block)
 
-    def forget_namespace(self, namespace: int) -> int:
-        """Drops all content of a namespace; returns how many blocks that were."""
-        return self._forget_all(self._of_namespace(namespace))
+    def forget_namespaces(self, namespaces: Container[int]) -> int:
+        """Drops all content of these namespaces; returns how many blocks that were."""
+        return self._forget_all(self._of_namespaces(namespaces))
 
     def forget_after(self, content: Content, on_device: Iterable[Content] = ()) -> int:
         """Drops this content and everything that follows it; returns how many blocks that were.
@@ -239,7 +239,7 @@ class Tiers:
         Args:
             on_device: What the device holds in this namespace.
         """
-        places = self._of_namespace(content.namespace)
+        places = self._of_namespaces((content.namespace,))
         children = defaultdict(set)
         for known in (*on_device, *places.values()):
             if known.digest != content.digest:
@@ -251,11 +251,11 @@ class Tiers:
             unseen += children[digest]
         return self._forget_all(place for place, known in places.items() if known.digest not in stays)
 
-    def _of_namespace(self, namespace: int) -> dict[Place, Content]:
+    def _of_namespaces(self, namespaces: Container[int]) -> dict[Place, Content]:
         return {
             Place(tier, block): level.cache.content_of(block)
             for tier, level in self._levels.items()
-            for block in level.cache.of_namespace(namespace)
+            for block in level.cache.of_namespaces(namespaces)
         }
 
     def _forget_all(self, places: Iterable[Place]) -> int:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from octavo.block_manager.table import BlockTables
+from octavo.block_manager.manager import BlockManager
 from octavo.kernels.attention import PagedBatch
 from octavo.scheduler.plan import StepPlan
 from octavo.scheduler.rows import Rows
@@ -22,13 +22,13 @@ class ModelInput:
 
     Attributes:
         input_ids, positions: int64 ``[num_tokens]``.
-        paged: Where K/V are written and read.
+        paged: Where K/V are written and read, per group of layers.
         last_tokens: int64 ``[num_samples]``, tokens whose hidden state is sampled from.
     """
 
     input_ids: Tensor
     positions: Tensor
-    paged: PagedBatch
+    paged: tuple[PagedBatch, ...]
     last_tokens: Tensor
 
 
@@ -54,8 +54,7 @@ class InputBuffers:
     The tensors of one step are overwritten by the next.
 
     Args:
-        rows: The scheduler's running sequences. tables: their block tables.
-        block_size: Tokens in a block.
+        rows: The scheduler's running sequences. manager: has their block tables.
         max_num_tokens, max_num_seqs: The largest step.
         device: Where the model runs.
     """
@@ -63,23 +62,24 @@ class InputBuffers:
     def __init__(
         self,
         rows: Rows,
-        tables: BlockTables,
+        manager: BlockManager,
         *,
-        block_size: int,
         max_num_tokens: int,
         max_num_seqs: int,
         device: torch.device,
     ) -> None:
         self._rows = rows
-        self._tables = tables
-        self._block_size = block_size
+        self._manager = manager
+        self._block_size = manager.block_size
         self._ids = _Buffer(max_num_tokens, torch.int64, device)
         self._positions = _Buffer(max_num_tokens, torch.int64, device)
-        self._slots = _Buffer(max_num_tokens, torch.int64, device)
+        groups, num_columns = range(manager.blocks_per_column), manager.tables.ids.shape[1]
+        self._slots = [_Buffer(max_num_tokens, torch.int64, device) for _ in groups]
         self._seq_lens = _Buffer(max_num_seqs, torch.int32, device)
         self._cu_query_lens = _Buffer(max_num_seqs + 1, torch.int32, device)
         self._last_tokens = _Buffer(max_num_seqs, torch.int64, device)
-        self._block_tables = _Buffer(max_num_seqs * tables.ids.shape[1], torch.int32, device)
+        self._block_tables = [_Buffer(max_num_seqs * num_columns, torch.int32, device) for _ in groups]
+        self._entries = np.zeros(max_num_tokens, dtype=np.int32)  # of the block tables, where each token belongs
 
     def build(self, plan: StepPlan) -> ModelInput:
         """Fills the buffers for one step."""
@@ -91,21 +91,26 @@ class InputBuffers:
         self._fill_tokens(plan, cu_query_lens)
         num_samples = len(plan.sample_from)
         self._last_tokens.array[:num_samples] = cu_query_lens[1:][plan.sample_from] - 1
-        paged = PagedBatch(
-            block_tables=self._gather_tables(plan, -(-int(ends.max()) // self._block_size)),
-            seq_lens=self._seq_lens.send(num_seqs),
-            cu_query_lens=self._cu_query_lens.send(num_seqs + 1),
-            slot_mapping=self._slots.send(num_tokens),
-            num_decodes=plan.num_decodes,
-            max_query_len=int(plan.query_lens.max()),
-            max_seq_len=int(ends.max()),
+        seq_lens, starts = self._seq_lens.send(num_seqs), self._cu_query_lens.send(num_seqs + 1)
+        longest = int(ends.max())
+        paged = tuple(
+            PagedBatch(
+                block_tables=self._gather_tables(group, plan, -(-longest // self._block_size)),
+                seq_lens=seq_lens,
+                cu_query_lens=starts,
+                slot_mapping=self._find_slots(group, num_tokens),
+                num_decodes=plan.num_decodes,
+                max_query_len=int(plan.query_lens.max()),
+                max_seq_len=longest,
+            )
+            for group in range(len(self._slots))
         )
         return ModelInput(
             self._ids.send(num_tokens), self._positions.send(num_tokens), paged, self._last_tokens.send(num_samples)
         )
 
     def _fill_tokens(self, plan: StepPlan, cu_query_lens: npt.NDArray[np.int32]) -> None:
-        """Ids, positions and slots: all one-token sequences at once, then the chunks one by one."""
+        """Ids, positions and table entries: all one-token sequences at once, then the chunks one by one."""
         decodes = slice(0, plan.num_decodes)
         self._fill(decodes, plan.rows[decodes], plan.starts[decodes])
         for i in range(plan.num_decodes, len(plan.rows)):
@@ -114,14 +119,22 @@ class InputBuffers:
             self._fill(chunk, int(plan.rows[i]), np.arange(start, start + int(plan.query_lens[i])))
 
     def _fill(self, where: slice, rows: Any, positions: npt.NDArray[Any]) -> None:
-        size = self._block_size
         self._ids.array[where] = self._rows.token_ids[rows, positions]
         self._positions.array[where] = positions
-        self._slots.array[where] = self._tables.ids[rows, positions // size].astype(np.int64) * size + positions % size
+        self._entries[where] = self._manager.tables.ids[rows, positions // self._block_size]
 
-    def _gather_tables(self, plan: StepPlan, num_columns: int) -> Tensor:
+    def _find_slots(self, group: int, num_tokens: int) -> Tensor:
+        """Where the layers of a group write the step's tokens: int64 ``[num_tokens]``."""
+        slots, size = self._slots[group], self._block_size
+        offsets = self._positions.array[:num_tokens] % size
+        slots.array[:num_tokens] = self._manager.blocks_of(group, self._entries[:num_tokens])
+        slots.array[:num_tokens] *= size
+        slots.array[:num_tokens] += offsets
+        return slots.send(num_tokens)
+
+    def _gather_tables(self, group: int, plan: StepPlan, num_columns: int) -> Tensor:
         """The step's block tables, as wide as its longest sequence: int32 ``[num_seqs, num_columns]``."""
-        size = len(plan.rows) * num_columns
-        flat = self._block_tables.array[:size].reshape(len(plan.rows), num_columns)
-        np.take(self._tables.ids[:, :num_columns], plan.rows, axis=0, out=flat)
-        return self._block_tables.send(size).view(len(plan.rows), num_columns)
+        buffer, size = self._block_tables[group], len(plan.rows) * num_columns
+        entries = np.take(self._manager.tables.ids[:, :num_columns], plan.rows, axis=0)
+        buffer.array[:size] = self._manager.blocks_of(group, entries).ravel()
+        return buffer.send(size).view(len(plan.rows), num_columns)

@@ -7,12 +7,14 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from octavo.block_manager.manager import BlockManager
 from octavo.block_manager.pins import Pin
 from octavo.block_manager.tiers import Tiers, TransferOutcome
+from octavo.block_manager.windowed import WindowedBlockManager
 from octavo.config import EngineConfig
 from octavo.engine.batch import InputBuffers
 from octavo.engine.disk_store import DiskStore
@@ -205,17 +207,21 @@ class EngineCore:
 
 def _build_scheduler(config: EngineConfig, shape: ModelShape, pool: PoolPlan) -> Scheduler:
     tenants = Tenants(config.scheduler.tenants).configs
-    manager = BlockManager(
-        num_blocks=pool.num_blocks,
-        block_size=config.cache.block_size,
-        num_rows=config.scheduler.max_num_seqs,
-        max_blocks_per_row=-(-pool.max_model_len // config.cache.block_size),
-        prefix_caching=config.cache.prefix_caching,
-        tiers=Tiers(pool.num_host_blocks, pool.num_disk_blocks),
-        floors=[tenant.floor for tenant in tenants],
-        ceilings=[tenant.ceiling for tenant in tenants],
-        pin_budget=int(pool.num_blocks * config.scheduler.pin_ratio),
-    )
+    options: dict[str, Any] = {
+        "num_blocks": pool.num_blocks,
+        "block_size": config.cache.block_size,
+        "num_rows": config.scheduler.max_num_seqs,
+        "max_blocks_per_row": -(-pool.max_model_len // config.cache.block_size),
+        "prefix_caching": config.cache.prefix_caching,
+        "floors": [tenant.floor for tenant in tenants],
+        "ceilings": [tenant.ceiling for tenant in tenants],
+        "pin_budget": int(pool.num_blocks * config.scheduler.pin_ratio),
+    }
+    if pool.groups.num_windowed:
+        chunk = config.scheduler.max_num_batched_tokens
+        manager: BlockManager = WindowedBlockManager(groups=pool.groups, max_chunk=chunk, **options)
+    else:
+        manager = BlockManager(tiers=Tiers(pool.num_host_blocks, pool.num_disk_blocks), **options)
     return Scheduler(
         config.scheduler,
         manager,
@@ -231,7 +237,7 @@ def _build_runner(
 ) -> ModelRunner:
     shape, folder = decoder.shape, config.cache.swap_dir
     kv_cache = KVCache(
-        num_layers=shape.num_layers,
+        groups=pool.groups,
         num_blocks=scheduler.manager.pool.num_blocks,
         num_kv_heads=shape.num_kv_heads,
         block_size=config.cache.block_size,
@@ -244,8 +250,7 @@ def _build_runner(
     )
     inputs = InputBuffers(
         scheduler.rows,
-        scheduler.manager.tables,
-        block_size=config.cache.block_size,
+        scheduler.manager,
         max_num_tokens=config.scheduler.max_num_batched_tokens,
         max_num_seqs=config.scheduler.max_num_seqs,
         device=decoder.device,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from octavo.block_manager.groups import LayerGroups
 from octavo.block_manager.manager import BlockCopy
 from octavo.block_manager.tiers import Transfer, TransferOutcome, TransferTiming
 from octavo.engine.disk_store import DiskStore
@@ -15,26 +16,27 @@ from octavo.kernels.attention import Backend
 
 
 class KVCache:
-    """One tensor per layer: ``[num_blocks + 1, 2 (K, V), num_kv_heads, block_size, head_dim]``.
+    """A tensor for each layer: ``[num_blocks + 1, 2 (K, V), num_kv_heads, block_size, head_dim]``.
 
-    Index 0 is the null block: padding reads it and nobody owns it.
+    Layers of different groups share tensors, since no block belongs to two groups at the same time. Index 0 is the null
+    block: padding reads it and nobody owns it.
 
     Args:
-        num_layers: Tensors to allocate.
+        groups: Which layers share a block.
         num_blocks: Blocks that can be owned.
         backend: Runs the copies within the device.
         num_host_blocks: Blocks of the host tier; 0 for none.
         disk: The disk tier, if there is one; its blocks have `block_bytes`.
 
     Attributes:
-        layers: The tensors.
-        block_bytes: K and V of one block in all layers.
+        layers: Each layer's tensor. group_of_layer: the group whose block tables lead into it.
+        block_bytes: K and V of one block in all layers of a group.
     """
 
     def __init__(
         self,
         *,
-        num_layers: int,
+        groups: LayerGroups,
         num_blocks: int,
         num_kv_heads: int,
         block_size: int,
@@ -45,11 +47,16 @@ class KVCache:
         num_host_blocks: int = 0,
         disk: DiskStore | None = None,
     ) -> None:
-        shape = (num_layers, num_blocks + 1, 2, num_kv_heads, block_size, head_dim)
+        shape = (groups.layers_per_block, num_blocks + 1, 2, num_kv_heads, block_size, head_dim)
         # One allocation, so that a block of all layers is one strided copy away from the other tiers. Not zeroed: the
-        # pages of blocks that were never used cost no memory, and kernels read no unwritten slot.
+        # pages of blocks that were never used cost no memory, and kernels read no unwritten slot. What they read of the
+        # null block, for keys behind a window, they weigh with 0; but 0 times NaN would be NaN.
         kv = torch.empty(shape, dtype=dtype, device=device)
-        self.layers: list[Tensor] = [kv[layer] for layer in range(num_layers)]
+        kv[:, 0].zero_()
+        self._kv = kv
+        placed = [groups.group_of(layer) for layer in range(sum(map(len, groups.members)))]
+        self.layers: list[Tensor] = [kv[member] for _, member in placed]
+        self.group_of_layer = [group for group, _ in placed]
         self.block_size = block_size
         self.block_bytes = kv[:, 0].numel() * kv.element_size()
         self._backend = backend
@@ -61,7 +68,7 @@ class KVCache:
         if not copies:
             return
         pairs = torch.tensor(copies, dtype=torch.int64, device=self._device)
-        for layer in self.layers:
+        for layer in self._kv.unbind():
             self._backend.copy_blocks(layer, pairs[:, 0].contiguous(), pairs[:, 1].contiguous())
 
     def transfer(self, transfers: Sequence[Transfer]) -> TransferOutcome:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from octavo.block_manager.groups import Footprint, LayerGroups
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError, MemoryTooSmallError
 from octavo.models.shape import SERVED_DTYPES, ModelShape
@@ -26,12 +27,14 @@ class PoolPlan:
     """How large the KV pool is, and why.
 
     Attributes:
-        block_bytes: K and V of one block in all layers. num_blocks: blocks that can be owned.
+        groups: Which layers share a block.
+        block_bytes: K and V of one block in all layers of a group. num_blocks: blocks that can be owned.
         num_host_blocks, num_disk_blocks: Blocks of the tiers below the device; 0 for no such tier.
         max_model_len: The longest sequence that is served.
         why: The arithmetic behind ``num_blocks``, in words.
     """
 
+    groups: LayerGroups
     block_bytes: int
     num_blocks: int
     num_host_blocks: int
@@ -71,17 +74,19 @@ def plan_pool(config: EngineConfig, shape: ModelShape, *, free: int, free_host: 
             more than these blocks allow.
         MemoryTooSmallError: The pool or a tier does not fit, or is smaller than one sequence or block; names what fits.
     """
-    size = config.cache.block_size
-    block_bytes = size * shape.kv_bytes_per_token(SERVED_DTYPES[shape.served_dtype(config.model.dtype)])
-    wanted = config.model.max_model_len
+    size, wanted = config.cache.block_size, config.model.max_model_len
+    groups = LayerGroups.of(shape.windows, wanted or shape.max_position_embeddings)
+    width = SERVED_DTYPES[shape.served_dtype(config.model.dtype)]
+    block_bytes = size * groups.layers_per_block * shape.kv_bytes_per_token(width) // shape.num_layers
     if wanted is not None and wanted > shape.max_position_embeddings:
         raise ConfigError(
             f"--max-model-len {wanted} is more than the {shape.max_position_embeddings} positions "
             "this model was made for"
         )
-    num_blocks, why = _num_blocks(config, shape, free, device, block_bytes)
+    footprint = Footprint(groups, size, config.scheduler.max_num_batched_tokens)
+    num_blocks, why = _num_blocks(config, shape, free, device, block_bytes, footprint)
     # The last token of a sequence is returned and never computed, so it needs no slot.
-    largest = num_blocks * size + 1
+    largest = footprint.longest(num_blocks) + 1
     if wanted is not None and wanted > largest:
         raise MemoryTooSmallError(
             f"--max-model-len {wanted} does not fit: {why}, which hold sequences of at most {largest} tokens; "
@@ -90,10 +95,11 @@ def plan_pool(config: EngineConfig, shape: ModelShape, *, free: int, free_host: 
     if device == "cpu":
         free_host -= num_blocks * block_bytes
     plan = PoolPlan(
+        groups=groups,
         block_bytes=block_bytes,
         num_blocks=num_blocks,
-        num_host_blocks=_swap_space(config, free_host, device, block_bytes) // block_bytes,
-        num_disk_blocks=_swap_disk(config, block_bytes) // block_bytes,
+        num_host_blocks=_swap_space(config, groups, free_host, device, block_bytes) // block_bytes,
+        num_disk_blocks=_swap_disk(config, groups, block_bytes) // block_bytes,
         max_model_len=wanted or min(shape.max_position_embeddings, largest),
         why=why,
     )
@@ -110,13 +116,22 @@ def _check_policies(config: EngineConfig, plan: PoolPlan) -> None:
     if total > plan.num_blocks:
         told = ", ".join(f"{name} {floor}" for name, floor in floors.items())
         raise ConfigError(f"--tenants: the floors ({told}) add up to {total} of {plan.num_blocks} blocks")
+    least = len(plan.groups.members)
     for tenant in Tenants(config.scheduler.tenants).configs:
-        if plan.num_blocks - total + tenant.floor < 1:
+        if plan.num_blocks - total + tenant.floor < least:
             raise ConfigError(f"--tenants: the others' floors leave no block of {plan.num_blocks} to {tenant.name!r}")
+        if tenant.ceiling is not None and tenant.ceiling < least:
+            raise ConfigError(
+                f"--tenants: {tenant.name!r} has a ceiling of {tenant.ceiling} blocks, and one token takes {least}, "
+                "one for each group of layers"
+            )
 
 
-def _swap_space(config: EngineConfig, free_host: int, device: str, block_bytes: int) -> int:
+def _swap_space(config: EngineConfig, groups: LayerGroups, free_host: int, device: str, block_bytes: int) -> int:
     wanted = config.cache.swap_space
+    if groups.num_windowed:
+        _refuse_swap("--swap-space", wanted or 0, groups)
+        return 0
     if wanted is None:
         return 0 if device == "cpu" else min(_DEFAULT_SWAP_SPACE, int(max(0, free_host) * _DEFAULT_SWAP_RATIO))
     if 0 < wanted < block_bytes:
@@ -131,14 +146,26 @@ def _swap_space(config: EngineConfig, free_host: int, device: str, block_bytes: 
     return wanted
 
 
-def _swap_disk(config: EngineConfig, block_bytes: int) -> int:
+def _refuse_swap(option: str, wanted: int, groups: LayerGroups) -> None:
+    if wanted:
+        raise ConfigError(
+            f"{option} {wanted}: blocks of a model with sliding-window layers (window {groups.window:,}) cannot be "
+            "swapped yet; leave it out, and sequences that give way are recomputed"
+        )
+
+
+def _swap_disk(config: EngineConfig, groups: LayerGroups, block_bytes: int) -> int:
     wanted = config.cache.swap_disk
+    if groups.num_windowed:
+        _refuse_swap("--swap-disk", wanted, groups)
     if 0 < wanted < block_bytes:
         raise MemoryTooSmallError(f"--swap-disk {wanted} is less than one KV block of {block_bytes:,} bytes")
     return wanted
 
 
-def _num_blocks(config: EngineConfig, shape: ModelShape, free: int, device: str, block_bytes: int) -> tuple[int, str]:
+def _num_blocks(
+    config: EngineConfig, shape: ModelShape, free: int, device: str, block_bytes: int, footprint: Footprint
+) -> tuple[int, str]:
     cache, size = config.cache, config.cache.block_size
     if cache.num_blocks is not None or cache.memory is not None:
         count = cache.num_blocks if cache.num_blocks is not None else (cache.memory or 0) // block_bytes
@@ -156,7 +183,7 @@ def _num_blocks(config: EngineConfig, shape: ModelShape, free: int, device: str,
     if count < 1:
         raise MemoryTooSmallError(f"{ratio:.0%} of {_gib(free)} free is less than one KV block ({block_bytes:,} B)")
     longest = config.model.max_model_len or shape.max_position_embeddings
-    useful = config.scheduler.max_num_seqs * -(-longest // size)
+    useful = config.scheduler.max_num_seqs * footprint.most_blocks(longest)
     if count > useful:
         return useful, f"--max-num-seqs {config.scheduler.max_num_seqs} × {longest:,} tokens can use {useful:,} blocks"
     return count, f"{ratio:.0%} of {_gib(free)} free makes {count:,} blocks of {size} tokens"
@@ -167,20 +194,39 @@ def report(plan: PoolPlan, config: EngineConfig, shape: ModelShape, *, name: str
     dtype = shape.served_dtype(config.model.dtype)
     width, size = SERVED_DTYPES[dtype], config.cache.block_size
     weights = shape.num_parameters * width
-    tokens = plan.num_blocks * size
+    footprint = Footprint(plan.groups, size, config.scheduler.max_num_batched_tokens)
     lengths = sorted({min(length, plan.max_model_len) for length in _REPORTED_LENGTHS})
     tiers = _tiers(plan, config)
-    concurrency = " · ".join(f"{plan.num_blocks // -(-n // size):,} of {n:,} tokens" for n in lengths)
+    concurrency = " · ".join(f"{plan.num_blocks // footprint.most_blocks(n):,} of {n:,} tokens" for n in lengths)
     return [
         f"model        {name} · {shape.num_parameters / 1e6:,.1f} M parameters × {width} B ({dtype}) = {_gib(weights)}",
         f"runs on      {where}",
-        f"KV block     {size} tokens × {shape.num_layers} layers × 2 (K, V) × {shape.num_kv_heads} heads × "
+        f"KV block     {size} tokens × {plan.groups.layers_per_block} layers × 2 (K, V) × {shape.num_kv_heads} heads × "
         f"{shape.head_dim} × {width} B = {plan.block_bytes:,} B",
-        f"KV pool      {plan.why} = {_gib(plan.num_blocks * plan.block_bytes)}, {tokens:,} tokens",
+        *_windows(plan.groups),
+        f"KV pool      {plan.why} = {_gib(plan.num_blocks * plan.block_bytes)}, {_tokens(plan, size)}",
         *([f"KV tiers     {tiers}"] if tiers else []),
         f"concurrency  {concurrency} (at most {config.scheduler.max_num_seqs} run at once)",
         f"longest      {plan.max_model_len:,} tokens, prompt + output",
     ]
+
+
+def _windows(groups: LayerGroups) -> list[str]:
+    """What a model's windows mean for its blocks; nothing if there are none."""
+    if not groups.num_windowed:
+        return []
+    full = sum(map(len, groups.members[: groups.num_full]))
+    windowed = sum(map(len, groups.members[groups.num_full :]))
+    return [
+        f"windows      {windowed} layers see {groups.window:,} tokens: {groups.num_windowed} blocks for each "
+        f"block_size tokens of the window, {groups.num_full} for those of the whole sequence ({full} layers)"
+    ]
+
+
+def _tokens(plan: PoolPlan, block_size: int) -> str:
+    """How many tokens the pool holds, in words."""
+    tokens = plan.num_blocks // len(plan.groups.members) * block_size
+    return f"{tokens:,} tokens{' or more, the longer the sequences' if plan.groups.num_windowed else ''}"
 
 
 def _tiers(plan: PoolPlan, config: EngineConfig) -> str:

@@ -61,7 +61,8 @@ class ModelRunner:
             max_query_len=3,
             max_seq_len=3,
         )
-        self._decoder.logits(self._decoder.forward(tokens, tokens, self._kv_cache.layers, batch))
+        batches = [batch] * shape.num_layers
+        self._decoder.logits(self._decoder.forward(tokens, tokens, self._kv_cache.layers, batches))
 
     @torch.inference_mode()
     def measure_transfers(self) -> tuple[TransferTiming, ...]:
@@ -81,7 +82,8 @@ class ModelRunner:
         """Runs one step and returns what it sampled for each of ``plan.sample_rows``."""
         self._kv_cache.copy(plan.copies)
         step = self._inputs.build(plan)
-        hidden = self._decoder.forward(step.input_ids, step.positions, self._kv_cache.layers, step.paged)
+        batches = [step.paged[group] for group in self._kv_cache.group_of_layer]
+        hidden = self._decoder.forward(step.input_ids, step.positions, self._kv_cache.layers, batches)
         if not len(plan.sample_from):
             # Nothing below waits for the GPU, and the next step overwrites the buffers that this one still reads.
             if hidden.is_cuda:

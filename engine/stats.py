@@ -27,7 +27,7 @@ def snapshot(scheduler: Scheduler, step_seconds: float) -> EngineStats:
         swapped=scheduler.num_swapped,
         waiting_by_reason=dict(Counter(str(wait.reason) for wait in scheduler.explain_waits().values())),
         blocks={
-            "device": _counts(device, manager.pins.num_blocks),
+            "device": _counts(device, manager.pinned_blocks),
             **{_name(tier): _counts(manager.tiers.counts(tier)) for tier in manager.tiers.existing},
         },
         blocks_shared=manager.pool.shared,

@@ -97,14 +97,16 @@ class Decoder:
         return sum(tensor.numel() * tensor.element_size() for tensor in distinct.values())
 
     @torch.inference_mode()
-    def forward(self, input_ids: Tensor, positions: Tensor, kv_caches: Sequence[Tensor], batch: PagedBatch) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, positions: Tensor, kv_caches: Sequence[Tensor], batches: Sequence[PagedBatch]
+    ) -> Tensor:
         """Runs one step: writes the tokens' K and V to the cache and attends through it.
 
         Args:
             input_ids: int64 [T], the tokens of all sequences one after the other.
             positions: int64 [T], each token's position in its sequence.
             kv_caches: Per layer, [num_blocks, 2, num_kv_heads, block_size, head_dim].
-            batch: Whose tokens they are, and where their context lies.
+            batches: Per layer, whose tokens they are, and where their context lies.
 
         Returns:
             [T, hidden] of the weights' type, after the final norm. Nothing here waits for the device.
@@ -114,7 +116,8 @@ class Decoder:
             x.mul_(self._embedding_scale)
         full = self._ropes[0].rows(positions, self.dtype)
         local = full if self._ropes[1] is self._ropes[0] else self._ropes[1].rows(positions, self.dtype)
-        for weights, window, kv_cache in zip(self._layers, self.shape.windows, kv_caches, strict=True):
+        layers = zip(self._layers, self.shape.windows, kv_caches, batches, strict=True)
+        for weights, window, kv_cache, batch in layers:
             self._attend(x, weights, kv_cache, batch, window=window, rotation=local if window else full)
             self._transform(x, weights)
         return self._norm(x)

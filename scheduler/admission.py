@@ -1,8 +1,8 @@
 """Admission: which waiting sequences are let in, and why the others are not.
 
 One is let in when there are a row, tokens in the step's budget, and all blocks of its known length, with enough left
-over: the watermark, or what the running sequences and itself will take within the next ``lookahead`` steps, whichever
-is more. Letting somebody in who pushes another out a few steps later would only cost time.
+over: the watermark, or what the running sequences and itself will take within the steps that are looked ahead
+(`LookAhead`), whichever is more. Letting somebody in who pushes another out a few steps later would only cost time.
 
 Who lacks blocks may be overtaken by those behind who fit and are of equal rank to the policy, a bounded number of
 times; then everybody waits until it fits, so that nobody starves. A sequence that was preempted is not overtaken at
@@ -24,6 +24,7 @@ from octavo.block_manager.manager import PrefixMatch
 from octavo.block_manager.tiers import Tier
 from octavo.scheduler.beams import Beams
 from octavo.scheduler.decisions import LookUp, PreemptionReason, Wait, WaitReason
+from octavo.scheduler.lookahead import LookAhead
 from octavo.scheduler.plan import Int32s
 from octavo.scheduler.preemption import Preemption
 from octavo.scheduler.request import Sequence, SequenceState, rows_needed
@@ -39,7 +40,7 @@ MAX_OVERTAKEN = 16
 
 _RETRY_STEPS = 16
 
-Candidate = tuple[Sequence, PrefixMatch]
+Fitting = tuple[Sequence, PrefixMatch]
 Room = tuple[PrefixMatch, int]
 """A look-up, and the blocks that are missing."""
 
@@ -47,13 +48,15 @@ Room = tuple[PrefixMatch, int]
 class Admission:
     """Lets waiting sequences in. Changes waiting, running and blocks."""
 
-    def __init__(self, state: State, preemption: Preemption, beams: Beams) -> None:
+    def __init__(self, state: State, preemption: Preemption, beams: Beams, look_ahead: LookAhead) -> None:
         self._state = state
+        self._look_ahead = look_ahead
         self._preemption = preemption
         self._beams = beams
         self._watermark = int(np.ceil(state.config.watermark_ratio * state.manager.pool.num_blocks))
         # Let in by the step that is being planned: row, and how many of its tokens lay on the device already.
         self.started: dict[int, int] = {}
+        self._steps = 0  # that are looked ahead
         self._ahead: int | None = None  # blocks that the running sequences take within the look-ahead, once known
 
     @property
@@ -120,23 +123,24 @@ class Admission:
         for victim, blocks in zip(victims, manager.exclusive_blocks(rows).tolist(), strict=True):
             freed[victim.request.tenant.index] += blocks
         others = np.setdiff1d(state.running.rows, rows)
-        ahead = state.blocks_to_come(others, state.config.lookahead)
+        self._steps = self._look_ahead.steps
+        ahead = state.blocks_to_come(others, self._steps)
         # Those who go on get this step's blocks before anybody is let in.
         least = max(self._watermark + state.blocks_to_come(others, 0), self._own_growth(head) + ahead)
         own = state.blocks_to_come(others[state.rows.tenant[others] == tenant], 0)
         match, _ = self.look_up(head, 0)
         needed = manager.needed(match, len(head.tokens))
         # What it shares with a victim is won and needed again.
-        needed += sum(manager.pool.owners(block) == 1 for block in match.blocks) if victims else 0
+        needed += manager.won_by_release(match) if victims else 0
         available = manager.pool.available - (least - own if len(others) else 0)
         freed[tenant] -= own
         needs = {other: -blocks for other, blocks in freed.items()} | {tenant: needed - freed[tenant]}
         return manager.quota.missing(tenant, needed, available, freed), manager.quota.yields_to(tenant, needs)
 
-    def _next(self) -> Candidate | None:
+    def _next(self) -> Fitting | None:
         """The sequence to let in now."""
         overtaken: list[Sequence] = []
-        fitting: Candidate | None = None
+        fitting: Fitting | None = None
         full: set[Tenant] = set()  # whoever passes their sequences takes nothing that these wait for
         for sequence in self._state.waiting.in_turn():
             if sequence.request.tenant in full:
@@ -223,15 +227,17 @@ class Admission:
         if not len(state.running):
             return 0
         if self._ahead is None:
-            self._ahead = state.blocks_to_come(state.running.rows, state.config.lookahead)
+            self._steps = self._look_ahead.steps
+            self._ahead = state.blocks_to_come(state.running.rows, self._steps)
         return max(self._watermark, self._own_growth(sequence) + self._ahead)
 
     def _own_growth(self, sequence: Sequence) -> int:
         """Blocks that a waiting sequence will take within the look-ahead, beyond those it starts with."""
         manager, length = self._state.manager, len(sequence.tokens)
         # The last token is given out and never computed.
-        ahead = min(length + self._state.config.lookahead, sequence.request.limit - 1)
-        return manager.blocks_for(ahead) - manager.blocks_for(length)
+        ahead = min(length + self._steps, sequence.request.limit - 1)
+        before, after = manager.blocks_at(np.array([length, ahead], dtype=np.int32))
+        return max(0, int(after - before))
 
     def _missing_for_guarantee(self, sequence: Sequence) -> int:
         """For a sequence that may give way no more: blocks by which all like it would exceed the pool at their ends."""
@@ -243,7 +249,7 @@ class Admission:
         # All beams of a search stand for the same blocks.
         distinct = {(s.request.key, 0 if s.request.sampling.beam_width else s.index): s for s in (*protected, sequence)}
         for other in distinct.values():
-            worst[other.request.tenant.index] += blocks_at_the_end(other.request, manager.block_size)
+            worst[other.request.tenant.index] += blocks_at_the_end(other.request, manager)
         tenant = sequence.request.tenant.index
         capacity = manager.quota.capacity(tenant)
         if not protected:
@@ -291,10 +297,11 @@ class Admission:
         return row
 
     def first_chunk(self, row: int, budget: int) -> int:
-        """Tokens that a sequence just started computes in this step; publishes the blocks that they fill."""
+        """Tokens that a sequence just started computes in this step; prepares and publishes the blocks they fill."""
         rows = self._state.rows
         computed = int(rows.num_computed[row])
         chunk = min(budget, int(rows.num_tokens[row]) - computed)
+        self._state.manager.cover(np.array([row]), np.array([computed + chunk]))
         self._state.manager.publish(row, rows.token_ids[row], computed + chunk)
         return chunk
 

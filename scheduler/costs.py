@@ -69,6 +69,13 @@ class CostModel:
         # A fit that says that prefill is free is wrong; then the mean has to do.
         return seconds if seconds > 0 else tokens * self._prefill_seconds / self._prefill_tokens
 
+    def decode_seconds(self, num_sequences: int) -> float | None:
+        """Predicted seconds of a step in which so many sequences compute one token each; None if not known yet."""
+        if self._prefill_tokens < _ENOUGH_TOKENS:
+            return None
+        coefficients = self._fitted()
+        return float(coefficients[0] + coefficients[2] * num_sequences) or None
+
     def block_seconds(self, source: Tier, target: Tier) -> float | None:
         """Predicted seconds to copy one block; None if it was never measured."""
         return self._block_seconds.get((source, target))

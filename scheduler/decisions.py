@@ -9,7 +9,7 @@ import enum
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
-from octavo.block_manager.manager import Miss, MissReason
+from octavo.block_manager.misses import Miss, MissReason
 from octavo.block_manager.tiers import Tier
 
 _RECORDS = 1024

@@ -70,7 +70,7 @@ class Forks:
         request = first.request
         state.rows.unforked[row] = False
         spare = state.manager.room(request.tenant.index) - self._watermark
-        room = min(request.unforked, state.rows.available, spare)
+        room = min(request.unforked, state.rows.available, spare // state.manager.blocks_per_column)
         siblings = []
         for index in range(1, request.unforked + 1):
             sibling = state.new_sequence(request, index)

@@ -9,6 +9,7 @@ import numpy as np
 from octavo.block_manager.manager import BlockCopy
 from octavo.block_manager.quota import Shortage
 from octavo.scheduler.decisions import PreemptionReason
+from octavo.scheduler.lookahead import LookAhead
 from octavo.scheduler.preemption import Preemption
 from octavo.scheduler.request import Sequence
 from octavo.scheduler.state import State
@@ -19,22 +20,24 @@ Writes = list[tuple[int, int]]
 class Growth:
     """Lets running sequences grow, and has others give way when blocks run out. Changes blocks and who runs."""
 
-    def __init__(self, state: State, preemption: Preemption) -> None:
+    def __init__(self, state: State, preemption: Preemption, look_ahead: LookAhead) -> None:
         self._state = state
         self._preemption = preemption
+        self._look_ahead = look_ahead
 
     def prepare(self) -> list[BlockCopy]:
         """Gives every one-token sequence a block of its own to write to."""
         state = self._state
         crossing, sharing = self._rows_that_write_elsewhere()
         while (shortage := self._shortage(crossing, sharing)) is not None:
-            self._make_room(shortage, state.owner((crossing or [sharing[0][0]])[0]))
+            growing = crossing or [row for row, _ in sharing] or state.running.rows.tolist()
+            self._make_room(shortage, state.owner(growing[0]))
             crossing, sharing = self._rows_that_write_elsewhere()
         # Nobody gives way from here on, so no block that is a copy's source or destination changes hands.
         for row in crossing:
             state.manager.grow(row)
         state.forked.clear()
-        return [copy for row, position in sharing if (copy := state.manager.make_writable(row, position))]
+        return [copy for row, position in sharing for copy in state.manager.make_writable(row, position)]
 
     def _rows_that_write_elsewhere(self) -> tuple[list[int], Writes]:
         """One-token rows that cross into a new block, and (row, position) of those that may share theirs."""
@@ -52,10 +55,13 @@ class Growth:
         """What keeps these rows from growing; None if there are enough blocks for all."""
         manager = self._state.manager
         if not manager.quota.limited:
-            short = len(crossing) + manager.copies_needed(sharing) - manager.pool.available
+            growth = len(crossing) * manager.blocks_per_column
+            short = growth + manager.copies_needed(sharing) - manager.pool.available
             return Shortage(0, short, [True] * len(manager.quota.used)) if short > 0 else None
         tenant = self._state.rows.tenant
-        needs = Counter(int(tenant[row]) for row in crossing)
+        needs = Counter[int]()
+        for row in crossing:
+            needs[int(tenant[row])] += manager.blocks_per_column
         for number in {int(tenant[row]) for row, _ in sharing}:
             needs[number] += manager.copies_needed(write for write in sharing if tenant[write[0]] == number)
         return manager.quota.shortage(needs, manager.pool.available)
@@ -65,7 +71,7 @@ class Growth:
         state, choose = self._state, self._preemption.choose
         yields = shortage.yields
         eligible = [sequence for sequence in state.running if yields[sequence.request.tenant.index]]
-        ahead = shortage.blocks + state.blocks_to_come(state.running.rows, state.config.lookahead)
+        ahead = shortage.blocks + state.blocks_to_come(state.running.rows, self._look_ahead.steps)
         first, *others = eligible
         if first.request.sampling.beam_width:
             others = [other for other in others if other.request is not first.request]

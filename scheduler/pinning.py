@@ -60,7 +60,7 @@ class Pinning:
                 f"{len(blocks)} blocks cannot be pinned: {manager.pins.num_blocks} of {manager.pins.budget} are "
                 f"pinned already, {missing} too many; drop a pin, or wait until one expires"
             )
-        if sum(manager.pool.owners(block) == 0 for block in blocks) > manager.room(tenant.index):
+        if manager.blocks_to_pin(blocks) > manager.room(tenant.index):
             raise PinBudgetError(f"{len(blocks)} blocks cannot be pinned: tenant {tenant.name} may hold no more")
         return manager.pin(blocks, namespace, tenant.index, state.clock() + ttl)
 

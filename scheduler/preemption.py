@@ -102,9 +102,9 @@ class Preemption:
         """
         state, size = self._state, self._state.manager.block_size
         tokens = int(state.rows.num_computed[row])
-        blocks = state.manager.blocks_for(tokens)
-        kept = blocks - min(blocks, int(state.manager.exclusive_blocks(np.array([row]))[0]))
-        tier = self._swap_tier()
+        blocks = state.manager.columns_for(tokens)
+        kept = blocks - min(blocks, int(state.manager.sole_columns(np.array([row]))[0]))
+        tier = state.swap_tier
         # Where all are full it is still known what a swap would cost.
         copied_to = next(iter(state.manager.tiers.existing), None) if tier is None else tier
         round_trip = state.costs.round_trip_seconds(copied_to) if copied_to is not None else None
@@ -118,11 +118,6 @@ class Preemption:
         if computed is None:
             return swap, None
         return swap, computed + max(0, sinks) * (round_trip or 0.0)
-
-    def _swap_tier(self) -> Tier | None:
-        """The tier that takes the next swapped-out blocks."""
-        tiers = self._state.manager.tiers
-        return next((tier for tier in tiers.existing if tiers.counts(tier).used < tiers.counts(tier).total), None)
 
     def _swap_out(self, row: int, tokens: int, swap: float | None, recompute: float | None) -> SwappedBlocks | None:
         """Plans the copies if swapping is the method; None if it is not, or there is no room below."""
@@ -139,11 +134,12 @@ class Preemption:
     def _seconds(self, rows: npt.NDArray[np.int32], won: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """Per row, roughly what its giving way costs by the cheaper method."""
         state, size = self._state, self._state.manager.block_size
-        lost = np.minimum(won * size, state.rows.num_computed[rows]).astype(np.float64)
+        columns = state.manager.sole_columns(rows)
+        lost = np.minimum(columns * size, state.rows.num_computed[rows]).astype(np.float64)
         per_token = state.costs.compute_seconds(1)
         seconds: npt.NDArray[np.float64] = lost * (per_token or _GUESSED_SECONDS_PER_TOKEN)
-        tier = self._swap_tier()
+        tier = state.swap_tier
         round_trip = state.costs.round_trip_seconds(tier) if tier is not None else None
         if round_trip is not None and state.config.preemption != "recompute":
-            seconds = np.minimum(seconds, won * round_trip)
+            seconds = np.minimum(seconds, columns * round_trip)
         return np.where(won > 0, seconds, np.inf)

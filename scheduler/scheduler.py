@@ -35,6 +35,7 @@ from octavo.scheduler.decisions import Wait, WaitReason
 from octavo.scheduler.faults import Suspects
 from octavo.scheduler.forks import Forks
 from octavo.scheduler.growth import Growth
+from octavo.scheduler.lookahead import LookAhead
 from octavo.scheduler.pinning import Pinning
 from octavo.scheduler.plan import Finished, Float32s, Int32s, Sampled, StepPlan, StepResult
 from octavo.scheduler.preemption import Preemption
@@ -91,8 +92,9 @@ class Scheduler:
         self._arrivals = 0
         self._beams = Beams(self.state, frozenset(eos_token_ids))
         self._preemption = Preemption(self.state, self._beams)
-        self._growth = Growth(self.state, self._preemption)
-        self._admission = Admission(self.state, self._preemption, self._beams)
+        look_ahead = LookAhead(self.state)
+        self._growth = Growth(self.state, self._preemption, look_ahead)
+        self._admission = Admission(self.state, self._preemption, self._beams, look_ahead)
         self._forks = Forks(self.state, self._admission.watermark)
         self._suspects = Suspects(self.state, self._preemption, self._admission, self._beams)
         self._returning: dict[int, Sequence] = {}  # row -> a preempted sequence that catches up
@@ -191,7 +193,8 @@ class Scheduler:
             )
         if width < 2:
             return largest
-        capacity = self.manager.quota.capacity(self.state.tenants.named(tenant).index)
+        blocks = self.manager.quota.capacity(self.state.tenants.named(tenant).index)
+        capacity = blocks // self.manager.blocks_per_column
         search = largest_search(num_prompt, width, block_size=self.manager.block_size, capacity=capacity)
         return min(largest, search)
 
@@ -279,14 +282,15 @@ class Scheduler:
         self.state.moves.clear()
         if len(self._suspects):
             return self._plan(*self._suspects.start_next(self.config.max_num_batched_tokens), [])
+        self.manager.slide(self.state.running.rows, self.rows.num_computed[self.state.running.rows])
         # Before any copy is planned: a victim's blocks must be complete to be swapped out.
         self._admission.claim()
         preemptions = self.counters.preemptions
         copies = self._growth.prepare()
-        grown = self.counters.preemptions == preemptions
+        nobody_gave_way = self.counters.preemptions == preemptions
         rows, lens = self._split_budget()
         self._publish(rows, lens)
-        if grown:
+        if nobody_gave_way:
             admitted, chunks = self._admission.admit(self.config.max_num_batched_tokens - int(lens.sum()))
             rows, lens = np.concatenate((rows, admitted)), np.concatenate((lens, chunks))
         else:
@@ -453,9 +457,10 @@ class Scheduler:
         return np.concatenate((rows[single], behind[served])), np.concatenate((missing[single], chunks[served]))
 
     def _publish(self, rows: Int32s, lens: Int32s) -> None:
-        """Publishes the blocks that this step fills."""
+        """Prepares the blocks that this step writes to, and publishes those that it fills."""
         before = self.rows.num_computed[rows]
         after = before + lens
+        self.manager.cover(rows, after)
         fills = after // self.manager.block_size > before // self.manager.block_size
         for row, end in zip(rows[fills].tolist(), after[fills].tolist(), strict=True):
             self.manager.publish(row, self.rows.token_ids[row], end)

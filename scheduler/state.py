@@ -120,6 +120,12 @@ class State:
         assert sequence is not None, f"row {row} is empty"
         return sequence
 
+    @property
+    def swap_tier(self) -> Tier | None:
+        """The tier that takes the next swapped-out blocks; None if there is none or all are full."""
+        tiers = self.manager.tiers
+        return next((tier for tier in tiers.existing if tiers.counts(tier).used < tiers.counts(tier).total), None)
+
     def new_sequence(self, request: Request, index: int) -> Sequence:
         """One more sequence of a request."""
         sequence = Sequence(request, index, request.prompt)
@@ -162,5 +168,5 @@ class State:
         """Blocks that these running rows will take on top while each gains so many tokens."""
         tokens = min(tokens, self.rows.token_ids.shape[1])  # nobody gains more, and int32 holds it
         ahead = np.minimum(self.rows.num_tokens[rows] + tokens, self.rows.limit[rows] - 1)
-        blocks = -(-ahead // self.manager.block_size) - self.manager.tables.lengths[rows]
+        blocks = self.manager.blocks_at(ahead) - self.manager.blocks_held(rows)
         return int(np.maximum(blocks, 0).sum())

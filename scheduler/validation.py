@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from octavo.block_manager.manager import BlockManager
 from octavo.errors import InvalidRequestError, NeverFitsError
 from octavo.scheduler.request import Request, Tokens
 from octavo.scheduler.sampling import SamplingParams
@@ -47,16 +48,18 @@ def check_prompt(prompt: Sequence[int] | Tokens, sampling: SamplingParams, *, vo
     return ids
 
 
-def blocks_at_the_end(request: Request, block_size: int) -> int:
+def blocks_at_the_end(request: Request, manager: BlockManager) -> int:
     """The most blocks that one of a request's sequences, or all beams of its search, can come to hold."""
     # The last sampled token is returned and never computed, so it needs no slot.
-    blocks = -(-(request.limit - 1) // block_size)
-    shared = len(request.prompt) // block_size
-    return shared + max(1, request.sampling.beam_width) * (blocks - shared)
+    if request.sampling.beam_width < 2:
+        return manager.most_blocks(request.limit - 1)
+    shared = len(request.prompt) // manager.block_size
+    own = manager.columns_for(request.limit - 1) - shared
+    return (shared + request.sampling.beam_width * own) * manager.blocks_per_column
 
 
 def largest_search(num_prompt: int, width: int, *, block_size: int, capacity: int) -> int:
-    """The most tokens (prompt + output) for which all beams of a search fit into ``capacity`` blocks."""
+    """The most tokens (prompt + output) for which all beams of a search fit into ``capacity`` entries of tables."""
     shared = num_prompt // block_size
     return (shared + max(0, capacity - shared) // width) * block_size + 1
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import ssl
 import time
 from collections.abc import Callable, Mapping
@@ -325,6 +326,22 @@ async def complete(target: Target, prompt: Prompt, max_tokens: int, trace: Trace
     await _exchange(target, "POST", target.base_url.removesuffix("/") + path, body, reader.feed)
     reader.close()
     return trace
+
+
+async def fetch_counters(target: Target, names: Mapping[str, str]) -> dict[str, float]:
+    """The server's counters, each summed over its labels.
+
+    Args:
+        names: What to call it → its name at ``/metrics``.
+
+    Raises:
+        RequestFailed: There are no such pages.
+    """
+    if not names:
+        return {}
+    lines = (await _exchange(target, "GET", target.root + "/metrics")).decode().splitlines()
+    samples = [(re.split(r"[{ ]", line, maxsplit=1)[0], line.rpartition(" ")[2]) for line in lines]
+    return {name: sum(float(value) for found, value in samples if found == wanted) for name, wanted in names.items()}
 
 
 async def fetch(target: Target, path: str, body: Any = None) -> Any:

@@ -38,6 +38,7 @@ class Peer:
         command: Without the port, which follows as ``--port N``.
         model: What requests call the model.
         packages: The distributions whose versions tell what was measured, in the environment of `python`.
+        counters: What this comparison calls a counter → what the server's ``/metrics`` call it.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Peer:
     python: Path
     packages: Sequence[str]
     env: Mapping[str, str] = field(default_factory=dict)
+    counters: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def installed(self) -> bool:
@@ -61,13 +63,15 @@ class Peer:
         return dict(zip(self.packages, done.stdout.split(), strict=False))
 
 
-def known_peers(model_folder: Path, peers_dir: Path | None, kv_gib: int) -> dict[str, Peer]:
+def known_peers(model_folder: Path, peers_dir: Path | None, pool_tokens: int) -> dict[str, Peer]:
     """Name → server. All serve the same weights in bfloat16 with a KV pool of the same size.
 
     Args:
         peers_dir: Holds the virtual environments ``hf`` and ``vllm``; without it, only Octavo is known.
+        pool_tokens: Tokens that each server's KV pool holds.
     """
     folder, name = str(model_folder), model_folder.name
+    pool_bytes, blocks = pool_tokens * kv_bytes_per_token(model_folder), pool_tokens // PEER_BLOCK_SIZE
     here = Path(sys.executable)
     octavo = Peer(
         "octavo",
@@ -77,16 +81,16 @@ def known_peers(model_folder: Path, peers_dir: Path | None, kv_gib: int) -> dict
             "octavo",
             "serve",
             folder,
-            *_options(host=HOST, served_model_name=name, dtype="bfloat16", kv_cache_memory=f"{kv_gib}GiB"),
+            *_options(host=HOST, served_model_name=name, dtype="bfloat16", kv_cache_memory=pool_bytes),
         ],
         name,
         here,
         ("octavo", "torch"),
+        counters={"preemptions": "octavo_preemptions_total", "recomputed tokens": "octavo_recomputed_tokens_total"},
     )
     if peers_dir is None:
         return {octavo.name: octavo}
     hf, vllm = peers_dir / "hf" / "bin", peers_dir / "vllm" / "bin"
-    blocks = kv_gib * GIB // (kv_bytes_per_token(model_folder) * PEER_BLOCK_SIZE)
     transformers = Peer(
         "transformers",
         [
@@ -108,11 +112,14 @@ def known_peers(model_folder: Path, peers_dir: Path | None, kv_gib: int) -> dict
             folder,
             "--enable-prompt-tokens-details",
             *_options(host=HOST, served_model_name=name, dtype="bfloat16", block_size=PEER_BLOCK_SIZE),
+            *_options(num_gpu_blocks_override=blocks),
         ],
         name,
         vllm / "python",
         ("vllm", "torch"),
-        {"VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": str(kv_gib), "VLLM_NO_USAGE_STATS": "1"},
+        # The space must hold one sequence of the longest kind before the override is looked at.
+        {"VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": f"{-(-pool_bytes // GIB)}", "VLLM_NO_USAGE_STATS": "1"},
+        {"preemptions": "vllm:num_preemptions_total"},
     )
     # By default vLLM keeps one core for its scheduler; on a machine with two that is half of it.
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))

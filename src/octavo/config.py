@@ -293,7 +293,8 @@ class SchedulerConfig:
     )
     lookahead: int = option(
         32,
-        "steps ahead for which admission keeps blocks free, so that letting one in does not push another out",
+        "the most steps ahead for which admission keeps blocks free, so that letting one in does not push another out; "
+        "fewer where giving way costs little",
         parse=parse_count,
     )
     policy: str = option(

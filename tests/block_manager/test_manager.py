@@ -12,7 +12,8 @@ import pytest
 from blocks import SIZE, Tokens, count_operations, evict, start, tokens
 from factories import forget_idle, make_manager
 
-from octavo.block_manager.manager import BlockCopy, BlockManager, EvictionHistory, Miss, MissReason
+from octavo.block_manager.manager import BlockCopy, BlockManager
+from octavo.block_manager.misses import EvictionHistory, Miss, MissReason
 from octavo.block_manager.pins import Pin
 from octavo.block_manager.tiers import Tier
 
@@ -31,7 +32,7 @@ def manager() -> BlockManager:
 
 @pytest.mark.parametrize(("count", "expected"), [(0, 0), (1, 1), (4, 1), (5, 2), (8, 2), (9, 3)])
 def test_tokens_need_whole_blocks(manager: BlockManager, count: int, expected: int) -> None:
-    assert manager.blocks_for(count) == expected
+    assert manager.columns_for(count) == expected
 
 
 @pytest.mark.parametrize(("columns", "largest"), [(8, 32), (3, 12), (20, 32)])
@@ -348,10 +349,10 @@ def test_the_first_writer_copies_and_the_last_writes_in_place(manager: BlockMana
     start(manager, 0, tokens(6))
     manager.fork(0, 1)
     shared = blocks(manager, 0)[1]
-    copy = manager.make_writable(0, 6)
+    (copy,) = manager.make_writable(0, 6)
     assert copy == BlockCopy(source=shared, destination=blocks(manager, 0)[1])
     assert copy.destination != shared
-    assert manager.make_writable(1, 6) is None
+    assert manager.make_writable(1, 6) == []
     assert blocks(manager, 1)[1] == shared
     assert manager.copies == 1
     assert manager.check_integrity() == []
@@ -359,7 +360,7 @@ def test_the_first_writer_copies_and_the_last_writes_in_place(manager: BlockMana
 
 def test_a_block_of_ones_own_needs_no_copy(manager: BlockManager) -> None:
     start(manager, 0, tokens(6))
-    assert manager.make_writable(0, 6) is None
+    assert manager.make_writable(0, 6) == []
 
 
 def test_k_writers_of_one_block_need_one_copy_less(manager: BlockManager) -> None:
@@ -477,9 +478,9 @@ def test_a_fork_is_charged_nothing_and_its_copy_one_block() -> None:
     start(manager, 0, tokens(6), tenant=1)
     manager.fork(0, 1)
     assert manager.quota.used == [0, 2]
-    assert manager.make_writable(1, 6) is not None
+    assert len(manager.make_writable(1, 6)) == 1
     assert manager.quota.used == [0, 3]
-    assert manager.make_writable(0, 6) is None
+    assert manager.make_writable(0, 6) == []
     assert manager.quota.used == [0, 3]
     manager.grow(1)
     manager.release(1)

@@ -229,9 +229,9 @@ class Work:
             elif missing == 1:
                 if manager.copies_needed([(row, job.computed)]) > manager.room(job.tenant):
                     continue
-                copy = manager.make_writable(row, job.computed)
-                step.copies += [copy] if copy else []
-                self.seen["copy on write"] += copy is not None
+                copies = manager.make_writable(row, job.computed)
+                step.copies += copies
+                self.seen["copy on write"] += len(copies)
             self.compute(step, row)
 
     def compute(self, step: Step, row: int) -> None:

@@ -307,7 +307,7 @@ def test_a_namespace_is_forgotten_in_every_tier_and_others_stay() -> None:
     tiers = Tiers(2, 4)
     mine, others = chain(3), chain(3, namespace=-3)
     sink(tiers, *mine, *others)
-    assert tiers.forget_namespace(-2) == 3
+    assert tiers.forget_namespaces([-2]) == 3
     assert not any(tiers.find(content.digest) for content in mine)
     assert all(tiers.find(content.digest) for content in others)
     assert tiers.check(Counter()) == []
@@ -565,7 +565,7 @@ class Work:
         names = [name for name in self.names if name.namespace == doomed.namespace] if namespace else [doomed]
         there = [(tier, name) for tier in self.naive for name in names if name.digest in self.naive[tier]]
         if namespace:
-            assert self.tiers.forget_namespace(doomed.namespace) == len(there)
+            assert self.tiers.forget_namespaces([doomed.namespace]) == len(there)
         for tier, name in there:
             if not namespace:
                 self.tiers.forget(Place(tier, self.tiers._levels[tier].cache.find(name.digest)))

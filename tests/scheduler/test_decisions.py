@@ -7,7 +7,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 from engines import Engine, check_siblings, crowded, plain, prompt
 
-from octavo.block_manager.manager import Miss, MissReason
+from octavo.block_manager.misses import Miss, MissReason
 from octavo.block_manager.tiers import Tier
 from octavo.scheduler.decisions import (
     Decisions,

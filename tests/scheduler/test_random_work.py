@@ -19,8 +19,10 @@ from beam_reference import beam_search, best_of
 from factories import EOS, VOCAB, OracleEngine, greedy, make_scheduler
 from invariants import check_all, check_empty, expected
 
+from octavo.block_manager.groups import LayerGroups
 from octavo.block_manager.hashing import ChainHash, chain_hash
 from octavo.block_manager.tiers import Tier, TransferTiming
+from octavo.block_manager.windowed import WindowedBlockManager
 from octavo.config import TenantConfig
 from octavo.errors import ClientError, PinBudgetError
 from octavo.scheduler.decisions import WaitReason
@@ -37,6 +39,7 @@ EVENTS = (
     "preemption",
     "fork",
     "copy on write",
+    "window moved on",
     "deduplication",
     "prefix hit",
     "hit in the same step",
@@ -94,13 +97,14 @@ class Job:
 
 
 class Work:
-    """One seed's scheduler and requests."""
+    """One seed's scheduler and requests, on a model with windows or without."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, windows: bool = False) -> None:
         self.rng = rng = random.Random(seed)
         self.now = 0.0
         block_size, num_blocks = rng.choice([1, 2, 3, 4, 8, 16]), rng.choice([4, 6, 8, 12, 40])
         max_num_seqs = rng.choice([1, 2, 4, 8])
+        groups = self.groups() if windows else None
         self.engine = OracleEngine(
             make_scheduler(
                 num_blocks=num_blocks,
@@ -113,6 +117,7 @@ class Work:
                 watermark_ratio=rng.choice([0.0, 0.01, 0.3]),
                 host_blocks=rng.choice([0, 2, 8, 30]),
                 disk_blocks=rng.choice([0, 0, 4, 30]),
+                groups=groups,
                 lookahead=rng.choice([0, 0, 4, 16]),
                 policy=rng.choice(["fcfs", "fcfs", "priority", "fair"]),
                 preemption=rng.choice(["auto", "swap", "swap", "recompute"]),
@@ -140,6 +145,11 @@ class Work:
         ceiling = self.rng.choice([None, max(1, num_blocks // 2)])
         floor = self.rng.choice([0, min(num_blocks // 4, ceiling or num_blocks)])
         return (TenantConfig(name="default"), TenantConfig(name="a", floor=floor, ceiling=ceiling, weight=2))
+
+    def groups(self) -> LayerGroups:
+        """Of a model with windows."""
+        windows = self.rng.choice([(0, 1), (0, 1, 1), (1,), (0, 0, 1), (0, 1, 1, 1, 1)])
+        return LayerGroups.of([self.rng.choice([1, 3, 5, 9]) * kind for kind in windows], longest=64)
 
     def choice(self, max_tokens: int) -> dict[str, Any]:
         """Now and then, parameters by which outputs are chosen at the end."""
@@ -197,7 +207,7 @@ class Work:
         plan = scheduler.schedule()
         if plan is None:
             assert not scheduler.has_work, "work waits and nothing can run"
-            assert scheduler.manager.pool.counts.used == scheduler.manager.pins.num_blocks
+            assert scheduler.manager.pool.counts.used == scheduler.manager.pinned_blocks
             return
         if self.rng.random() < 0.1:
             scheduler.observe(
@@ -332,6 +342,7 @@ class Work:
                 "deduplication": scheduler.manager.deduplicated,
                 "prefix hit": scheduler.manager.prefix_hits[Tier.DEVICE],
                 "eviction": scheduler.manager.pool.evictions,
+                "window moved on": isinstance(scheduler.manager, WindowedBlockManager) and scheduler.manager.slid,
                 **{str(reason): count for reason, count in scheduler.state.finished.items()},
             }
         )
@@ -355,9 +366,21 @@ def test_outputs_are_the_models_and_no_block_is_lost(chunk: int, seen: Counter[s
     seen["runs"] += 1
 
 
+@pytest.mark.parametrize("chunk", range(10))
+def test_windows_change_nothing_about_that(chunk: int, seen: Counter[str]) -> None:
+    for seed in range(chunk, SEEDS, 10):
+        work = Work(seed, windows=True)
+        try:
+            work.run()
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}: {error}") from error
+        seen["window moved on"] += work.seen["window moved on"]
+    seen["runs"] += 1
+
+
 @pytest.mark.parametrize("event", EVENTS)
 def test_every_rare_path_was_taken(event: str, seen: Counter[str]) -> None:
-    if seen["runs"] < 10:
+    if seen["runs"] < 20:
         pytest.skip("needs all the runs above")
     assert seen[event] > 0
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from invariants import check_all, check_empty, expected
 
+from octavo.block_manager.groups import LayerGroups
 from octavo.block_manager.hashing import chain_hash
 from octavo.block_manager.tiers import TransferTiming
 from octavo.config import TenantConfig
@@ -62,6 +63,7 @@ class ServingMachine(RuleBasedStateMachine):
         prefer_cached=st.booleans(),
         floor=st.sampled_from([None, 0, 0.25]),
         ceiling=st.sampled_from([None, 0.3, 0.5]),
+        windows=st.sampled_from([None, None, (0, 5), (0, 9, 9), (3,), (0, 0, 1)]),
     )
     def start(
         self,
@@ -75,6 +77,7 @@ class ServingMachine(RuleBasedStateMachine):
         watermark_ratio: float,
         floor: float | None,
         ceiling: float | None,
+        windows: tuple[int, ...] | None,
         **options: Any,
     ) -> None:
         self.now = 0.0
@@ -93,6 +96,7 @@ class ServingMachine(RuleBasedStateMachine):
             hasher=HASHERS[hasher],
             watermark_ratio=watermark_ratio,
             tenants=tenants,
+            groups=None if windows is None else LayerGroups.of(windows, longest=48),
             pin_ratio=0.5,
             clock=lambda: self.now,
             **options,
@@ -103,6 +107,8 @@ class ServingMachine(RuleBasedStateMachine):
     def enqueue(self, prompt: list[int], max_tokens: int, *, tenant: str = "", salt: str = "", **how: Any) -> None:
         """Adds a request, cut to what fits; those that can never fit are refused and leave nothing behind."""
         largest = self.scheduler.largest_request(tenant)
+        if largest < 2:  # its ceiling is less than one token's blocks
+            return
         prompt = prompt[: largest - 1]
         fields = {name: how.pop(name) for name in ("n", "beam_width", "best_of") if name in how}
         sampling = greedy(min(max_tokens, largest - len(prompt)), **fields)

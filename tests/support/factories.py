@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from oracle import OracleRunner
 
+from octavo.block_manager.groups import LayerGroups
 from octavo.block_manager.hashing import ChainHash, chain_hash
 from octavo.block_manager.manager import BlockManager
 from octavo.block_manager.pool import BlockPool
 from octavo.block_manager.prefix_cache import PrefixCache
 from octavo.block_manager.tiers import Tiers
+from octavo.block_manager.windowed import WindowedBlockManager
 from octavo.config import SchedulerConfig
 from octavo.scheduler.plan import StepPlan, StepResult
 from octavo.scheduler.request import FinishReason, Request, split_stream
@@ -35,19 +37,23 @@ def make_manager(
     hasher: ChainHash = chain_hash,
     host_blocks: int = 0,
     disk_blocks: int = 0,
+    groups: LayerGroups | None = None,
+    max_chunk: int = 32,
+    max_blocks_per_row: int | None = None,
     **limits: Any,
 ) -> BlockManager:
     """A manager whose every row could own the whole pool."""
-    return BlockManager(
-        num_blocks=num_blocks,
-        block_size=block_size,
-        num_rows=num_rows,
-        max_blocks_per_row=num_blocks,
-        prefix_caching=caching,
-        tiers=Tiers(host_blocks, disk_blocks),
-        hasher=hasher,
-        **limits,
-    )
+    limits |= {
+        "num_blocks": num_blocks,
+        "block_size": block_size,
+        "num_rows": num_rows,
+        "max_blocks_per_row": max_blocks_per_row or num_blocks,
+        "prefix_caching": caching,
+        "hasher": hasher,
+    }
+    if groups is not None and groups.num_windowed:
+        return WindowedBlockManager(groups=groups, max_chunk=max_chunk, **limits)
+    return BlockManager(tiers=Tiers(host_blocks, disk_blocks), **limits)
 
 
 def forget_idle(pool: BlockPool[PrefixCache]) -> int:
@@ -69,6 +75,7 @@ def make_scheduler(
     hasher: ChainHash = chain_hash,
     host_blocks: int = 0,
     disk_blocks: int = 0,
+    groups: LayerGroups | None = None,
     clock: Callable[[], float] = time.monotonic,
     **config: Any,
 ) -> Scheduler:
@@ -84,6 +91,9 @@ def make_scheduler(
         hasher=hasher,
         host_blocks=host_blocks,
         disk_blocks=disk_blocks,
+        groups=groups,
+        max_chunk=max_num_batched_tokens,
+        max_blocks_per_row=-(-max_model_len // block_size) if groups else None,
         floors=[tenant.floor for tenant in tenants],
         ceilings=[tenant.ceiling for tenant in tenants],
         pin_budget=int(num_blocks * limits.pin_ratio),
@@ -196,6 +206,7 @@ class OracleEngine:
 
     def check(self) -> None:
         """Every invariant, and the pool's arithmetic."""
-        assert self.scheduler.check_integrity() == []
+        problems = self.scheduler.check_integrity()
+        assert not problems, problems
         counts = self.scheduler.manager.pool.counts
         assert counts.used + counts.cached + counts.free == counts.total

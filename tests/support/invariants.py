@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import numpy as np
 from factories import EOS, VOCAB, OracleEngine
 from oracle import expected_output
 
 from octavo.block_manager.manager import BlockManager
+from octavo.block_manager.windowed import WindowedBlockManager
 from octavo.scheduler.decisions import WaitReason
 from octavo.scheduler.request import NO_ROW, Sequence, SequenceState
 from octavo.scheduler.rows import SIBLING_SEED_STEP
@@ -24,8 +28,8 @@ def live_sequences(scheduler: Scheduler) -> list[Sequence]:
 
 def check_parents(manager: BlockManager) -> None:
     """An indexed block's parent is indexed: a prefix cache entry that names a reused parent would be a wrong hit."""
-    cache = manager.pool.cache
-    for block in range(1, manager.pool.num_blocks + 1):
+    cache = manager.cache
+    for block in range(1, len(manager.pool.reference_counts)):
         parent = cache.parent_of(block)
         assert parent <= 0 or parent in cache, f"block {block} outlived its parent {parent}"
 
@@ -57,17 +61,38 @@ def check_quotas(scheduler: Scheduler) -> None:
     """Tenants share no blocks, hold no more than they may, and what they are sure of is free until they use it."""
     manager, tenants = scheduler.manager, scheduler.state.tenants.configs
     used: list[set[int]] = [set() for _ in tenants]
+    promised = [0 for _ in tenants]
     for sequence in scheduler.state.running:
-        used[sequence.request.tenant.index].update(manager.tables.blocks(sequence.row))
+        row, index = sequence.row, sequence.request.tenant.index
+        seen, whole = frames_needed(manager, row), manager.tables.blocks(row)
+        used[index].update(physical(manager, whole, seen))
+        promised[index] += int(manager.blocks_held(np.array([row]))[0]) - len(physical(manager, whole, seen))
     for pin in manager.pins.listed():
-        used[pin.tenant].update(pin.blocks)
-    assert manager.quota.used == [len(blocks) for blocks in used]
+        seen = manager._last_window(pin.blocks) if isinstance(manager, WindowedBlockManager) else ()
+        used[pin.tenant].update(physical(manager, pin.blocks, seen))
+    held = [len(blocks) + more for blocks, more in zip(used, promised, strict=True)]
+    assert manager.quota.used == held
     assert len(set().union(*used)) == sum(map(len, used)), "tenants share a block"
-    promised = 0
-    for tenant, blocks in zip(tenants, used, strict=True):
-        assert tenant.ceiling is None or len(blocks) <= tenant.ceiling, f"{tenant.name} is above its ceiling"
-        promised += max(0, tenant.floor - len(blocks))
-    assert promised <= manager.pool.available, "floors were given away"
+    for tenant, blocks in zip(tenants, held, strict=True):
+        assert tenant.ceiling is None or blocks <= tenant.ceiling, f"{tenant.name} is above its ceiling"
+    kept = sum(max(0, tenant.floor - blocks) for tenant, blocks in zip(tenants, held, strict=True))
+    assert kept <= manager.pool.available, "floors were given away"
+
+
+def frames_needed(manager: BlockManager, row: int) -> list[int]:
+    """The columns whose windowed layers' blocks a row needs; none in a model without windows."""
+    if not isinstance(manager, WindowedBlockManager):
+        return []
+    return manager.tables.blocks(row)[manager._low[row] : manager._high[row]]
+
+
+def physical(manager: BlockManager, whole: Iterable[int], seen: Iterable[int]) -> set[int]:
+    """The blocks that table entries stand for: all full layers' of ``whole``, all windowed layers' of ``seen``."""
+    if not isinstance(manager, WindowedBlockManager):
+        return set(whole)
+    full = manager.groups.num_full
+    blocks = set(manager.columns.blocks[:full, list(whole)].ravel().tolist())
+    return blocks | set(manager.columns.blocks[full:, list(seen)].ravel().tolist())
 
 
 def check_preemptions(engine: OracleEngine) -> None:

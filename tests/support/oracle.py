@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from octavo.block_manager.manager import BlockManager
 from octavo.block_manager.tiers import Tier, Transfer
+from octavo.block_manager.windowed import WindowedBlockManager
 from octavo.scheduler.plan import Sampled, StepPlan
 from octavo.scheduler.rows import Rows
 from octavo.scheduler.scheduler import Scheduler
@@ -60,6 +61,10 @@ class OracleRunner:
         self.rows: Rows = scheduler.rows
         self.manager: BlockManager = scheduler.manager
         self.vocab_size = vocab_size
+        self.groups = {0: 0}  # group of layers -> its window; 0 for none
+        if isinstance(self.manager, WindowedBlockManager):
+            groups = self.manager.groups
+            self.groups = {g: groups.window if g >= groups.num_full else 0 for g in range(len(groups.members))}
         pool = self.manager.pool
         sizes = {Tier.DEVICE: pool.num_blocks}
         sizes |= {tier: self.manager.tiers.counts(tier).total for tier in self.manager.tiers.existing}
@@ -89,7 +94,7 @@ class OracleRunner:
             self.kv[destination] = self.kv[source]
         members = list(zip(plan.rows.tolist(), plan.starts.tolist(), plan.query_lens.tolist(), strict=True))
         self._write(members)
-        histories = [self._read(row, start + length) for row, start, length in members]
+        histories = [self._read(row, start, start + length) for row, start, length in members]
         tokens = [
             next_token(histories[source], int(self.rows.seed[target]) % 2**31, self.vocab_size)
             for source, target in zip(plan.sample_from.tolist(), plan.sample_rows.tolist(), strict=True)
@@ -119,20 +124,28 @@ class OracleRunner:
             history = self.origin(row)
             for position, token in enumerate(self.rows.token_ids[row, : start + length].tolist()):
                 history = fingerprint(history, token)
-                if position >= start:
-                    block, offset = self._slot(row, position)
+                for group in self.groups if position >= start else ():
+                    block, offset = self._slot(group, row, position)
                     assert writer.setdefault(block, row) == row, f"block {block} has two writers in one step"
-                    self.kv[block, offset] = history
+                    self.kv[block, offset] = history ^ group
 
-    def _read(self, row: int, end: int) -> int:
+    def _read(self, row: int, start: int, end: int) -> int:
+        """What a sequence's layers see that computes these tokens."""
         history = self.origin(row)
         for position, token in enumerate(self.rows.token_ids[row, :end].tolist()):
             history = fingerprint(history, token)
-            block, offset = self._slot(row, position)
-            assert self.kv[block, offset] == history, f"row {row} position {position}: block {block} holds other KV"
+            for group, window in self.groups.items():
+                if window and position <= start - window:
+                    continue  # behind the first query's window
+                block, offset = self._slot(group, row, position)
+                assert self.kv[block, offset] == history ^ group, (
+                    f"row {row} position {position}: block {block} of group {group} holds other KV"
+                )
         return history
 
-    def _slot(self, row: int, position: int) -> tuple[int, int]:
+    def _slot(self, group: int, row: int, position: int) -> tuple[int, int]:
         size = self.manager.block_size
         assert position // size < self.manager.tables.lengths[row], f"row {row} has no block for position {position}"
-        return int(self.manager.tables.ids[row, position // size]), position % size
+        block = int(self.manager.blocks_of(group, self.manager.tables.ids[row, position // size]))
+        assert block, f"row {row} position {position} has no block of group {group}"
+        return block, position % size

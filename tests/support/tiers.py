@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from octavo.block_manager.groups import LayerGroups
 from octavo.block_manager.tiers import Tier, Transfer
 from octavo.engine import transfers
 from octavo.engine.disk_store import DiskStore
@@ -67,7 +68,7 @@ class TieredCache:
     ) -> None:
         self.disk = FlakyDisk(folder, num_disk_blocks, block_bytes(dtype)) if num_disk_blocks else None
         self.kv = KVCache(
-            num_layers=LAYERS,
+            groups=LayerGroups.of([0] * LAYERS, longest=1),
             num_blocks=num_blocks,
             num_kv_heads=HEADS,
             block_size=BLOCK_SIZE,
