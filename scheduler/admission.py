@@ -236,8 +236,7 @@ class Admission:
         manager, length = self._state.manager, len(sequence.tokens)
         # The last token is given out and never computed.
         ahead = min(length + self._steps, sequence.request.limit - 1)
-        before, after = manager.blocks_at(np.array([length, ahead], dtype=np.int32))
-        return max(0, int(after - before))
+        return max(0, int(manager.blocks_at(ahead)) - int(manager.blocks_at(length)))
 
     def _missing_for_guarantee(self, sequence: Sequence) -> int:
         """For a sequence that may give way no more: blocks by which all like it would exceed the pool at their ends."""
@@ -301,7 +300,7 @@ class Admission:
         rows = self._state.rows
         computed = int(rows.num_computed[row])
         chunk = min(budget, int(rows.num_tokens[row]) - computed)
-        self._state.manager.cover(np.array([row]), np.array([computed + chunk]))
+        self._state.manager.cover_row(row, computed + chunk)
         self._state.manager.publish(row, rows.token_ids[row], computed + chunk)
         return chunk
 

@@ -32,15 +32,15 @@ class Pinning:
             raise InvalidRequestError(f"ttl must be a number of seconds above 0, not {ttl!r}", param="ttl")
         if not self._state.manager.prefix_caching:
             raise InvalidRequestError("nothing can be pinned while prefix caching is off", param="prompt")
-        blocks = num_tokens // size
-        if not blocks:
+        blocks = self._state.manager.pin_size(num_tokens // size)
+        if num_tokens < size:
             raise InvalidRequestError(
                 f"{num_tokens} tokens fill no block of {size}; only full blocks can be pinned", param="prompt"
             )
         if blocks > pins.budget:
             raise NeverFitsError(
                 f"{num_tokens} tokens are {blocks} blocks, and at most {pins.budget} may be pinned (--pin-ratio)",
-                largest=pins.budget * size,
+                largest=pins.budget // self._state.manager.blocks_per_column * size,
                 param="prompt",
             )
 
@@ -55,9 +55,9 @@ class Pinning:
         blocks, namespace = manager.find_pinnable(tokens, salt, tenant.index)
         if len(blocks) < len(tokens) // manager.block_size:
             return None
-        if missing := manager.pins.missing(blocks):
+        if missing := manager.pins_missing(blocks):
             raise PinBudgetError(
-                f"{len(blocks)} blocks cannot be pinned: {manager.pins.num_blocks} of {manager.pins.budget} are "
+                f"{len(blocks)} blocks cannot be pinned: {manager.pinned_blocks} of {manager.pins.budget} are "
                 f"pinned already, {missing} too many; drop a pin, or wait until one expires"
             )
         if manager.blocks_to_pin(blocks) > manager.room(tenant.index):

@@ -34,8 +34,8 @@ MUTATIONS = [
     Mutation(
         "released heads are evicted before tails",
         "block_manager/manager.py",
-        "self.pool.release(reversed(self.tables.clear(row)))",
-        "self.pool.release(self.tables.clear(row))",
+        'the tail comes first."""\n        self.pool.release(reversed(blocks))',
+        'the tail comes first."""\n        self.pool.release(blocks)',
     ),
     Mutation(
         "a hit is not verified against its parent",
@@ -70,21 +70,19 @@ MUTATIONS = [
     Mutation(
         "idle matched blocks are not counted as taken",
         "block_manager/manager.py",
-        "self.blocks_for(num_tokens) - len(match.blocks) + match.idle",
-        "self.blocks_for(num_tokens) - len(match.blocks)",
+        "self.columns_for(num_tokens) - len(match.blocks) + match.idle",
+        "self.columns_for(num_tokens) - len(match.blocks)",
     ),
     Mutation(
         "new blocks are taken before matched ones are shared",
         "block_manager/manager.py",
-        """        for block in match.blocks:
-            self.pool.share(block)
+        """        self._share_prefix(match.blocks)
         for place in match.below:
             self.tiers.hold(place)
-        fresh = self.pool.take_many(self.blocks_for(len(tokens)) - len(match.blocks))
+        fresh = self.pool.take_many(self.columns_for(len(tokens)) - len(match.blocks))
 """,
-        """        fresh = self.pool.take_many(self.blocks_for(len(tokens)) - len(match.blocks))
-        for block in match.blocks:
-            self.pool.share(block)
+        """        fresh = self.pool.take_many(self.columns_for(len(tokens)) - len(match.blocks))
+        self._share_prefix(match.blocks)
         for place in match.below:
             self.tiers.hold(place)
 """,
@@ -94,9 +92,9 @@ MUTATIONS = [
         "block_manager/manager.py",
         """        for place in match.below:
             self.tiers.hold(place)
-        fresh = self.pool.take_many(self.blocks_for(len(tokens)) - len(match.blocks))
+        fresh = self.pool.take_many(self.columns_for(len(tokens)) - len(match.blocks))
 """,
-        """        fresh = self.pool.take_many(self.blocks_for(len(tokens)) - len(match.blocks))
+        """        fresh = self.pool.take_many(self.columns_for(len(tokens)) - len(match.blocks))
         for place in match.below:
             self.tiers.hold(place)
 """,
@@ -122,8 +120,8 @@ MUTATIONS = [
     Mutation(
         "a merged duplicate keeps its block",
         "block_manager/manager.py",
-        "idle - self.pool.release((mine,))",
-        "idle",
+        "            self.pool.release((mine,))\n",
+        "",
     ),
     Mutation(
         "a failed step's blocks stay published",
@@ -155,7 +153,7 @@ MUTATIONS = [
     Mutation(
         "a swapped-out sequence loses its half-filled block",
         "block_manager/manager.py",
-        "self.tables.blocks(row)[: self.blocks_for(num_computed)]",
+        "self.tables.blocks(row)[: self.columns_for(num_computed)]",
         "self.tables.blocks(row)[: num_computed // self.block_size]",
     ),
     Mutation(
@@ -274,7 +272,7 @@ MUTATIONS = [
     Mutation(
         "a copy is not charged to its tenant",
         "block_manager/manager.py",
-        "        self.quota.charge(self._tenant[row], 1)\n        self.copies",
+        "        self._charge(self._tenant[row], available)\n        self.copies",
         "        self.copies",
     ),
     Mutation(
@@ -286,14 +284,110 @@ MUTATIONS = [
     Mutation(
         "a pin is not charged to its tenant",
         "block_manager/manager.py",
-        "        self.quota.charge(tenant, idle)\n",
-        "",
+        "        self._charge(tenant, available)\n        return self.pins.add",
+        "        return self.pins.add",
     ),
     Mutation(
         "a beginning that pins share counts twice",
         "block_manager/pins.py",
         "sum(block not in self._held for block in blocks)",
         "len(blocks)",
+    ),
+    Mutation(
+        "frames that are needed again may still be given up",
+        "block_manager/column_pool.py",
+        "                self._evictable.remove(self.num_columns + column)\n            else:\n",
+        "                pass\n            else:\n",
+    ),
+    Mutation(
+        "the most recently used frames are given up first",
+        "block_manager/column_pool.py",
+        "            self._evictable.push_tail(self.num_columns + column)\n",
+        "            self._evictable.push_head(self.num_columns + column)\n",
+    ),
+    Mutation(
+        "what is promised to one is given to another",
+        "block_manager/column_pool.py",
+        "return self.num_blocks - self._used - self.promised",
+        "return self.num_blocks - self._used",
+    ),
+    Mutation(
+        "a forgotten column keeps frames that nobody sees",
+        "block_manager/column_pool.py",
+        "        elif not self._needs[column]:\n            self._give_up_frames(column)\n",
+        "",
+    ),
+    Mutation(
+        "adopted frames are needed by nobody",
+        "block_manager/column_pool.py",
+        "        self._needs[column], self._needs[other] = 1, 0\n",
+        "",
+    ),
+    Mutation(
+        "a hit ends where its window is gone",
+        "block_manager/windowed.py",
+        "if run >= count - self._first_seen(count * self.block_size):",
+        "if run:",
+    ),
+    Mutation(
+        "columns that a hit was cut back by count as idle",
+        "block_manager/windowed.py",
+        "return match._replace(blocks=columns, idle=idle,",
+        "return match._replace(blocks=columns,",
+    ),
+    Mutation(
+        "a window moves on one token early",
+        "block_manager/windowed.py",
+        "np.maximum(num_computed - self.groups.window + 1, 0)",
+        "np.maximum(num_computed - self.groups.window + 2, 0)",
+    ),
+    Mutation(
+        "a hit does not need the first token of its window",
+        "block_manager/windowed.py",
+        "return max(0, position - self.groups.window + 1) // self.block_size",
+        "return max(0, position - self.groups.window + 2) // self.block_size",
+    ),
+    Mutation(
+        "a window that moves on is not promised what comes",
+        "block_manager/windowed.py",
+        "            self._low[row] = low\n            self._promise(row)\n",
+        "            self._low[row] = low\n",
+    ),
+    Mutation(
+        "frames that are missing are taken, and not those that were computed again",
+        "block_manager/windowed.py",
+        "            self.columns.adopt(twin, mine)\n",
+        "            self.columns.need(twin)\n            self.columns.leave(mine)\n",
+    ),
+    Mutation(
+        "a copy copies one group only",
+        "block_manager/windowed.py",
+        "return [BlockCopy(*pair) for pair in pairs]",
+        "return [BlockCopy(*pair) for pair in pairs][:1]",
+    ),
+    Mutation(
+        "a pin keeps all frames of its prefix",
+        "block_manager/windowed.py",
+        "return columns[self._first_seen(len(columns) * self.block_size) :]",
+        "return columns",
+    ),
+    Mutation(
+        "a step is foreseen to be aligned with the columns",
+        "block_manager/groups.py",
+        "-(-(num_tokens - 1) // self.block_size) + 1",
+        "-(-num_tokens // self.block_size)",
+    ),
+    Mutation(
+        "only a tenant that needs blocks can lack them",
+        "block_manager/quota.py",
+        "for tenant in (*needs, *range(len(after))) if",
+        "for tenant in needs if",
+    ),
+    Mutation(
+        "nobody gives way to a window that moves on",
+        "scheduler/growth.py",
+        "while (shortage := self._shortage(crossing, sharing)) is not None:",
+        "while (crossing or sharing) and (shortage := self._shortage(crossing, sharing)) is not None:",
     ),
     Mutation(
         "other tenants' floors are ignored",
