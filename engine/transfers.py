@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations, compress
 
 from torch import Tensor
@@ -147,16 +148,36 @@ class TierTransfers:
         return [self._disk.read(source, host.bytes_of(row)) for source, row in zip(sources, rows, strict=True)]
 
 
-def in_batches(transfers: Iterable[Transfer]) -> Iterator[list[Transfer]]:
-    """Cuts the transfers into the longest runs of one direction that fill no block twice: their order is all one."""
-    batch: list[Transfer] = []
-    targets: set[int] = set()
+def in_batches(transfers: Iterable[Transfer]) -> list[list[Transfer]]:
+    """Puts the transfers of one direction together, where that makes no difference to what a block holds in the end.
+
+    A transfer joins the latest batch of its direction unless a later batch, or that one itself, fills the block that it
+    reads, or reads or fills the block that it fills. So evictions that push others further down do not take turns.
+    """
+    batches: list[_Batch] = []
     for transfer in transfers:
-        same_way = batch and (batch[0].source, batch[0].target) == (transfer.source, transfer.target)
-        if batch and (not same_way or transfer.target_block in targets):
-            yield batch
-            batch, targets = [], set()
-        batch.append(transfer)
-        targets.add(transfer.target_block)
-    if batch:
-        yield batch
+        source, target = (transfer.source, transfer.source_block), (transfer.target, transfer.target_block)
+        home = None
+        for batch in reversed(batches):
+            if batch.direction == (transfer.source, transfer.target) and target not in batch.filled:
+                home = batch
+                break
+            if source in batch.filled or target in batch.filled or target in batch.read:
+                break
+        if home is None:
+            home = _Batch((transfer.source, transfer.target))
+            batches.append(home)
+        home.transfers.append(transfer)
+        home.read.add(source)
+        home.filled.add(target)
+    return [batch.transfers for batch in batches]
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Transfers of one direction, and the (tier, block) that they read and fill."""
+
+    direction: tuple[Tier, Tier]
+    transfers: list[Transfer] = field(default_factory=list)
+    read: set[tuple[Tier, int]] = field(default_factory=set)
+    filled: set[tuple[Tier, int]] = field(default_factory=set)

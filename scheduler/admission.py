@@ -307,8 +307,8 @@ class Admission:
     def _record_look_up(self, sequence: Sequence, match: PrefixMatch) -> None:
         state, size = self._state, self._state.manager.block_size
         hits = {Tier.DEVICE: len(match.blocks) * size}
-        for place in match.below:
-            hits[place.tier] = hits.get(place.tier, 0) + size
+        for index, place in enumerate(match.below, len(match.blocks)):
+            hits[place.tier] = hits.get(place.tier, 0) + min(size, match.num_tokens - index * size)
         miss = state.manager.explain_miss(sequence.tokens, match)
         state.decisions.add_look_up(LookUp(state.counters.steps, sequence.stream, len(sequence.tokens), hits, miss))
 
