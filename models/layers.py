@@ -6,6 +6,7 @@ by what Python does around the kernels.
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Callable
 from functools import cache
@@ -45,49 +46,86 @@ def _fused() -> ModuleType:
     return fused
 
 
+@cache
+def _amx() -> ModuleType:
+    from octavo.kernels.cpu import amx
+
+    return amx
+
+
 def _is_fused(x: Tensor) -> bool:
     """Whether the CPU's fused kernels take this tensor."""
     return x.device.type == "cpu" and x.dim() == 2 and x.is_contiguous()
 
 
-def _can_pack(weight: Tensor) -> bool:
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+class Layout(enum.Enum):
+    """How a linear layer's weights lie in memory."""
+
+    PLAIN = "rows"
+    ONEDNN = "oneDNN's"
+    AMX = "panels for AMX tiles"
+
+
+def _pack(weight: Tensor) -> tuple[Layout, Tensor]:
+    """The weights in the layout that is fastest here."""
+    if weight.device.type != "cpu" or weight.dtype is torch.float32:
+        return Layout.PLAIN, weight
+    if _amx().is_available() and _amx().fits(weight):
+        return Layout.AMX, _amx().pack(weight)
+    if _has_onednn(weight.dtype):
+        return Layout.ONEDNN, torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    return Layout.PLAIN, weight
+
+
+def _has_onednn(dtype: torch.dtype) -> bool:
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
-    if weight.dtype is torch.bfloat16:
+    if dtype is torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return weight.dtype is torch.float16 and bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return dtype is torch.float16 and bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
 
 
 class Linear:
     """``x Wᵀ + b``.
 
-    On a CPU with 16-bit matrix instructions the weights are reordered once into oneDNN's own layout. ``F.linear``
-    would reorder them in every call, and for one row of bfloat16 it falls back to a loop that is some twenty times
-    slower. In float32 the plain call is as fast, and exact.
+    On a CPU the weights of a 16-bit type are reordered once: for our own kernel (`octavo.kernels.cpu.amx`) where there
+    are AMX tiles, else into oneDNN's layout where it has 16-bit instructions. ``F.linear`` would reorder them in every
+    call, and for one row of bfloat16 it falls back to a loop that is some twenty times slower. In float32 the plain
+    call is as fast, and exact.
 
     Args:
         weight: [out, in]; may be dropped by the caller, as packing makes its own copy.
         bias: [out], or None.
     """
 
-    __slots__ = ("_bias", "_packed", "_weight")
+    __slots__ = ("_bias", "_layout", "_num_outputs", "_weight")
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self._packed = _can_pack(weight)
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, None) if self._packed else weight
-        self._bias = bias
+        self._layout, self._weight = _pack(weight)
+        self._num_outputs = weight.shape[0]
+        self._bias = bias.float() if bias is not None and self._layout is Layout.AMX else bias
 
     def __call__(self, x: Tensor) -> Tensor:
         """[T, in] → [T, out]."""
-        if self._packed:
+        if self._layout is Layout.AMX:
+            return self._multiply(x, x.dtype)
+        if self._layout is Layout.ONEDNN:
             packed: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self._weight, self._bias, "none", [], "")
             return packed
         return F.linear(x, self._weight, self._bias)
 
+    def unrounded(self, x: Tensor) -> Tensor | None:
+        """[T, in] → float32 [T, out], as summed; None if this layout's kernel rounds its results."""
+        return self._multiply(x, torch.float32) if self._layout is Layout.AMX else None
+
+    def _multiply(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        product: Tensor = _amx().linear(x, self._weight, self._num_outputs, self._bias, dtype)
+        return product
+
     @property
-    def packed(self) -> bool:
-        """Whether the weights are in oneDNN's layout."""
-        return self._packed
+    def layout(self) -> Layout:
+        """How the weights lie in memory."""
+        return self._layout
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -99,7 +137,7 @@ class Head:
     """The output layer: hidden states to float32 logits.
 
     oneDNN returns 16-bit results, so bfloat16 logits around 25 come in steps of 0.125, near ties are common, and
-    greedy decoding would break them by token id. On a CPU the tokens within two steps of the best are therefore
+    greedy decoding would break them by token id. With its layout the tokens within two steps of the best are therefore
     scored again in float32, from the same weights; they are two or three per row.
 
     Args:
@@ -112,10 +150,12 @@ class Head:
 
     def __init__(self, linear: Linear, weight: Tensor | None) -> None:
         self._linear = linear
-        self._weight = weight if linear.packed else None
+        self._weight = weight if linear.layout is Layout.ONEDNN else None
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """[N, hidden] → float32 [N, vocab]."""
+        if (exact := self._linear.unrounded(hidden)) is not None:
+            return exact
         rounded = self._linear(hidden)
         logits = rounded.float()
         if self._weight is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,10 +22,11 @@ def check_tokens(tokens: Sequence[int] | Tokens, *, vocab_size: int) -> Tokens:
     if not len(tokens):
         raise InvalidRequestError("the prompt holds no tokens; at least one is needed", param="prompt")
     try:
-        ids = np.array(tokens, dtype=np.int32)
+        # array.array reads a list of integers twice as fast as numpy does.
+        ids = np.array(tokens if isinstance(tokens, np.ndarray) else array("i", tokens), dtype=np.int32)
     except OverflowError:
         ids = np.array([-1], dtype=np.int32)
-    if ids.min() < 0 or ids.max() >= vocab_size:
+    if ids.view(np.uint32).max() >= vocab_size:  # negative ones are the largest of all
         outside = next(token for token in tokens if not 0 <= token < vocab_size)
         raise InvalidRequestError(
             f"token id {outside} in the prompt is outside the vocabulary (0 to {vocab_size - 1})", param="prompt"
