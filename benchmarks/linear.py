@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from octavo.kernels.cpu import amx
+from octavo.kernels.cpu.linear import linear
 
 # [out, in] of a layer's products: attention's in and out, the MLP's in and out.
 SHAPES = [(960, 576), (576, 576), (3072, 576), (576, 1536)]
@@ -46,7 +47,7 @@ def measure(num_rows: int, num_layers: int) -> tuple[dict[str, float], int]:
 
     def by_tiles() -> None:
         for weight, packed in zip(weights, panels, strict=True):
-            amx.linear(inputs[weight.shape[1]], packed, weight.shape[0], None, torch.bfloat16)
+            linear(inputs[weight.shape[1]], packed, weight.shape[0], None, torch.bfloat16)
 
     def by_onednn() -> None:
         for weight, packed in zip(weights, reordered, strict=True):

@@ -255,7 +255,7 @@ def _build_runner(
         max_num_seqs=config.scheduler.max_num_seqs,
         device=decoder.device,
     )
-    return ModelRunner(decoder, kv_cache, inputs, Sampler(scheduler.rows, list(shape.eos_token_ids)), backend)
+    return ModelRunner(decoder, kv_cache, inputs, Sampler(scheduler.rows, list(shape.eos_token_ids)))
 
 
 def _choose_device(requested: str) -> torch.device:

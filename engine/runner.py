@@ -11,7 +11,7 @@ from octavo.block_manager.tiers import Transfer, TransferOutcome, TransferTiming
 from octavo.engine.batch import InputBuffers
 from octavo.engine.kv_cache import KVCache
 from octavo.engine.sampler import Sampler
-from octavo.kernels.attention import Backend, PagedBatch, warm_up
+from octavo.kernels.attention import PagedBatch
 from octavo.models.decoder import Decoder
 from octavo.scheduler.plan import Sampled, StepPlan
 
@@ -21,14 +21,10 @@ class ModelRunner:
 
     Args:
         decoder: The model. kv_cache: its KV tensors. inputs: fills a step's tensors. sampler: chooses tokens.
-        backend: The decoder's attention kernels.
     """
 
-    def __init__(
-        self, decoder: Decoder, kv_cache: KVCache, inputs: InputBuffers, sampler: Sampler, backend: Backend
-    ) -> None:
+    def __init__(self, decoder: Decoder, kv_cache: KVCache, inputs: InputBuffers, sampler: Sampler) -> None:
         self._decoder = decoder
-        self._backend = backend
         self._kv_cache = kv_cache
         self._inputs = inputs
         self._sampler = sampler
@@ -37,19 +33,7 @@ class ModelRunner:
     def warm_up(self) -> None:
         """Compiles the kernels, and runs a decode and a small prefill that read the null block and write nothing."""
         shape, device = self._decoder.shape, self._decoder.device
-        for window in set(shape.windows):
-            warm_up(
-                self._backend,
-                num_q_heads=shape.num_q_heads,
-                num_kv_heads=shape.num_kv_heads,
-                head_dim=shape.head_dim,
-                block_size=self._kv_cache.block_size,
-                dtype=self._decoder.dtype,
-                device=device,
-                window=window,
-                softcap=shape.attention_softcap,
-            )
-        self._decoder.warm_up()
+        self._decoder.warm_up(self._kv_cache.block_size)
         tokens = torch.zeros(4, dtype=torch.int64, device=device)
         lens = torch.tensor([1, 3], dtype=torch.int32, device=device)
         batch = PagedBatch(

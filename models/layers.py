@@ -53,6 +53,13 @@ def _amx() -> ModuleType:
     return amx
 
 
+@cache
+def _linear() -> ModuleType:
+    from octavo.kernels.cpu import linear
+
+    return linear
+
+
 def _is_fused(x: Tensor) -> bool:
     """Whether the CPU's fused kernels take this tensor."""
     return x.device.type == "cpu" and x.dim() == 2 and x.is_contiguous()
@@ -119,7 +126,7 @@ class Linear:
         return self._multiply(x, torch.float32) if self._layout is Layout.AMX else None
 
     def _multiply(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        product: Tensor = _amx().linear(x, self._weight, self._num_outputs, self._bias, dtype)
+        product: Tensor = _linear().linear(x, self._weight, self._num_outputs, self._bias, dtype)
         return product
 
     @property
@@ -217,6 +224,11 @@ class Rotary:
         angles = torch.outer(torch.arange(max_len, dtype=torch.float32), inverse_frequencies(rope, head_dim, max_len))
         table = torch.cat((angles.cos(), angles.sin()), dim=-1) * rope.attention_factor
         self._table = table.to(device)
+
+    @property
+    def table(self) -> Tensor:
+        """float32 [max_len, head_dim]: cosines and sines of every position's pairs."""
+        return self._table
 
     def rows(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """What `rotate` needs for these positions.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 from octavo.errors import ConfigError
 from octavo.kernels.attention import Backend, select_backend
 from octavo.models.checkpoint import Checkpoint
-from octavo.models.decoder import Decoder, LayerWeights
+from octavo.models.decoder import Decoder
+from octavo.models.layer_stack import LayerStack, LayerTensors, TorchLayers
 from octavo.models.layers import Head, Linear, RmsNorm, Rotary
 from octavo.models.shape import ModelShape
 
@@ -94,51 +95,56 @@ class _Builder:
             local = Rotary(shape.local_rope, shape.head_dim, max_model_len, self._device)
         tied = shape.tied_embeddings
         head = Head(Linear(embedding if tied else self._stack("lm_head.weight")), embedding if tied else None)
-        return Decoder(
-            shape,
-            embedding=embedding,
-            layers=[self._layer(f"model.layers.{layer}.") for layer in range(shape.num_layers)],
-            norm=self._norm("model.norm"),
-            head=head,
-            ropes=(full, local),
-            kernels=kernels,
+        norm = RmsNorm(
+            self._stack("model.norm.weight"), shape.norm_eps, adds_one=shape.norm_adds_one, dtype=self._dtype
         )
+        layers = self._layers((full, local), kernels)
+        return Decoder(shape, embedding=embedding, layers=layers, norm=norm, head=head)
 
-    def _layer(self, prefix: str) -> LayerWeights:
-        attention, mlp, sandwich = prefix + "self_attn.", prefix + "mlp.", self._shape.post_norms
+    def _layers(self, ropes: tuple[Rotary, Rotary], kernels: Backend) -> LayerStack:
+        if kernels.name == "cpu":
+            # Imported on demand: it loads numba, which a GPU server does without.
+            from octavo.models import compiled
+
+            if compiled.fits(self._shape, self._dtype):
+                return compiled.CompiledLayers(self._shape, self._tensors(), ropes)
+        return TorchLayers(self._shape, self._tensors(), self._dtype, ropes, kernels)
+
+    def _tensors(self) -> Iterator[LayerTensors]:
+        shape = self._shape
         # With norms on both sides, what other families call the post-attention norm is the one before the MLP.
-        mlp_norm = "pre_feedforward_layernorm" if sandwich else "post_attention_layernorm"
-        return LayerWeights(
-            qkv=self._linear(attention, ("q_proj", "k_proj", "v_proj"), bias=self._shape.qkv_bias),
-            output=self._linear(attention, ("o_proj",), bias=self._shape.output_bias),
-            gate_up=self._linear(mlp, ("gate_proj", "up_proj"), bias=self._shape.mlp_bias),
-            down=self._linear(mlp, ("down_proj",), bias=self._shape.mlp_bias),
-            attention_norm=self._norm(prefix + "input_layernorm"),
-            mlp_norm=self._norm(prefix + mlp_norm),
-            head_norm=self._head_norm(attention) if self._shape.qk_norm else None,
-            attention_post_norm=self._post_norm(prefix + "post_attention_layernorm") if sandwich else None,
-            mlp_post_norm=self._post_norm(prefix + "post_feedforward_layernorm") if sandwich else None,
-        )
+        mlp_norm = "pre_feedforward_layernorm" if shape.post_norms else "post_attention_layernorm"
+        for layer in range(shape.num_layers):
+            prefix = f"model.layers.{layer}."
+            attention, mlp = prefix + "self_attn.", prefix + "mlp."
+            qkv, output = [f"{attention}{part}_proj" for part in "qkv"], [attention + "o_proj"]
+            gate_up, down = [f"{mlp}{part}_proj" for part in ("gate", "up")], [mlp + "down_proj"]
+            yield LayerTensors(
+                qkv=self._weight(qkv),
+                output=self._weight(output),
+                gate_up=self._weight(gate_up),
+                down=self._weight(down),
+                qkv_bias=self._bias(qkv) if shape.qkv_bias else None,
+                output_bias=self._bias(output) if shape.output_bias else None,
+                gate_up_bias=self._bias(gate_up) if shape.mlp_bias else None,
+                down_bias=self._bias(down) if shape.mlp_bias else None,
+                attention_norm=self._weight([prefix + "input_layernorm"]),
+                mlp_norm=self._weight([prefix + mlp_norm]),
+                head_norm=self._head_norm(attention) if shape.qk_norm else None,
+                attention_post_norm=self._weight([prefix + "post_attention_layernorm"]) if shape.post_norms else None,
+                mlp_post_norm=self._weight([prefix + "post_feedforward_layernorm"]) if shape.post_norms else None,
+            )
 
-    def _linear(self, prefix: str, parts: tuple[str, ...], *, bias: bool) -> Linear:
-        weight = self._stack(*(f"{prefix}{part}.weight" for part in parts))
-        return Linear(weight, self._stack(*(f"{prefix}{part}.bias" for part in parts)) if bias else None)
+    def _weight(self, parts: list[str]) -> Tensor:
+        return self._stack(*(f"{part}.weight" for part in parts))
 
-    def _norm(self, name: str) -> RmsNorm:
-        return self._rms_norm(self._stack(f"{name}.weight"), self._dtype)
+    def _bias(self, parts: list[str]) -> Tensor:
+        return self._stack(*(f"{part}.bias" for part in parts))
 
-    def _post_norm(self, name: str) -> RmsNorm:
-        """A norm whose result goes to the residual stream, which is float32."""
-        return self._rms_norm(self._stack(f"{name}.weight"), torch.float32)
-
-    def _head_norm(self, prefix: str) -> RmsNorm:
+    def _head_norm(self, prefix: str) -> Tensor:
         shape = self._shape
         q, k = self._stack(f"{prefix}q_norm.weight"), self._stack(f"{prefix}k_norm.weight")
-        weights = torch.cat((q.expand(shape.num_q_heads, -1), k.expand(shape.num_kv_heads, -1)))
-        return self._rms_norm(weights, self._dtype)
-
-    def _rms_norm(self, weight: Tensor, dtype: torch.dtype) -> RmsNorm:
-        return RmsNorm(weight, self._shape.norm_eps, adds_one=self._shape.norm_adds_one, dtype=dtype)
+        return torch.cat((q.expand(shape.num_q_heads, -1), k.expand(shape.num_kv_heads, -1)))
 
     def _stack(self, *names: str) -> Tensor:
         """The named tensors on top of each other, each copied once from where it is to where it belongs."""

@@ -1,14 +1,15 @@
-"""Matrix products in bfloat16 on Intel's AMX tiles, for any number of rows.
+"""Products of tiles in bfloat16 on Intel's AMX.
 
 A step's linear layers are bound by how fast the weights come from memory when few rows are computed, and by the tiles
-when many are. One layout serves both, so the weights are kept once. They are cut into panels of 16 outputs, in which
-pairs of inputs lie side by side, as the tile product wants them:
+when many are. One layout serves both, so the weights are kept once. They are cut into groups of 32 outputs, each of
+which is read from its first byte to its last. In it, pairs of inputs lie side by side, as the tile product wants them:
 
-    panel p    [ k, k+1 of output 16p ][ … of 16p+1 ] … [ … of 16p+15 ]      64 bytes
-               [ k+2, k+3 …                                          ]
-    16 such rows are one tile: 32 inputs × 16 outputs, 1 KiB in a row
+    group g    inputs 0 … 31 × outputs 32g … 32g + 15:        [ k, k+1 of output 32g ] … [ … of 32g + 15 ]   64 bytes
+                                                              [ k+2, k+3 …                               ]   × 16
+               inputs 0 … 31 × outputs 32g + 16 … 32g + 31:   another such tile of 1 KiB
+               inputs 32 … 63 …
 
-    product    rows of x (≤ 16 × 32)  ·  tile of a panel (32 × 16)  →  float32 sums (≤ 16 × 16), held over all inputs
+    product    rows of x (≤ 16 × 32)  ·  tile of weights (32 × 16)  →  float32 sums (≤ 16 × 16), held over all inputs
 
 Sums run over the inputs in one order whatever the number of rows, so a row's result does not depend on the others.
 """
@@ -20,36 +21,30 @@ import platform
 from functools import cache
 from pathlib import Path
 
-import numba
-import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
-from octavo.kernels.cpu import bits
-from octavo.kernels.cpu.bits import NUMBA_TYPES, narrow, source_key, stored
+from octavo.kernels.cpu.tiles import BLOCK, ROWS
 
-# Of a tile.
-ROWS, OUTPUTS, INPUTS = 16, 16, 32
-# Panels that one pass over the rows computes together, and tiles of rows beside them: 2 × 2 sums, of 8 tiles.
-_PANELS = 2
-_GROUP = _PANELS * OUTPUTS
-# From so many rows on it pays to make each tile of them contiguous first.
-_MANY_ROWS = 65
-# Tiles of rows are fetched so many steps before they are multiplied; the hardware sees no pattern in them.
-_AHEAD = 3
-# Waking the other threads costs about as much as multiplying with so many weights.
-_WEIGHTS_PER_THREAD = 64 * 1024
+OUTPUTS = 16  # of a tile of weights
+PANELS = 2  # tiles of weights that are multiplied side by side; with two of rows there are 2 × 2 sums, of 8 tiles
+GROUP = PANELS * OUTPUTS
+# Weights are fetched so many bytes before they are multiplied: the hardware stops at the end of each page of 4 KiB.
+_AHEAD = 4096
+# Tiles of rows are fetched so many blocks before they are multiplied.
+_ROWS_AHEAD = 3
 
 # Linux gives a process the tiles' registers when it asks for them: arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA).
 _ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
 
 _BYTE, _INT64, _VOID = ir.IntType(8), ir.IntType(64), ir.VoidType()
 _POINTER = _BYTE.as_pointer()
-_NO_BIAS = np.empty(0, np.float32)
+_TILE_BYTES = 2 * BLOCK * ROWS
+_LINE = 64
 
 
 @cache
@@ -65,131 +60,36 @@ def is_available() -> bool:
 
 def fits(weight: Tensor) -> bool:
     """Whether `pack` takes a weight [out, in]."""
-    return weight.device.type == "cpu" and weight.dtype is torch.bfloat16 and weight.shape[1] % INPUTS == 0
+    return weight.device.type == "cpu" and weight.dtype is torch.bfloat16 and weight.shape[1] % BLOCK == 0
 
 
 def pack(weight: Tensor) -> Tensor:
-    """A weight in panels.
+    """A weight in groups.
 
     Args:
         weight: bfloat16 [out, in]; ``in`` is a multiple of 32.
 
     Returns:
-        bfloat16 [panels, in / 2, 16, 2]; there are as many panels as cover ``out``, rounded up to an even number.
+        bfloat16 [groups, in / 32, 2, 16, 16, 2]; there are as many groups as cover ``out``.
     """
     num_outputs, num_inputs = weight.shape
-    padding = -num_outputs % _GROUP
-    padded = torch.nn.functional.pad(weight, (0, 0, 0, padding))
-    return padded.view(-1, OUTPUTS, num_inputs // 2, 2).permute(0, 2, 1, 3).contiguous()
+    padded = torch.nn.functional.pad(weight, (0, 0, 0, -num_outputs % GROUP))
+    parts = padded.view(-1, PANELS, OUTPUTS, num_inputs // BLOCK, BLOCK // 2, 2)
+    return parts.permute(0, 3, 1, 4, 2, 5).contiguous()
 
 
-def linear(x: Tensor, packed: Tensor, num_outputs: int, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """``x Wᵀ + b``, summed in float32.
+@njit(error_model="numpy")
+def configure(config, num_rows):
+    """Shapes the calling thread's tiles: 0 to 3 hold sums, 4 and 5 rows of x, all of ``num_rows`` ≤ 16 rows; 6 and 7
+    hold weights.
 
     Args:
-        x: bfloat16 [num_rows, in]; rows are contiguous.
-        packed: From `pack`.
-        num_outputs: Rows of the weight.
-        bias: float32 [out], or None.
-        dtype: Of the result: bfloat16 or float32.
-
-    Returns:
-        [num_rows, out].
+        config: uint8 [64], zeros, scratch.
     """
-    out = torch.empty((x.shape[0], num_outputs), dtype=dtype)
-    workers = max(
-        1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, packed.numel() // _WEIGHTS_PER_THREAD)
-    )
-    numba.set_num_threads(workers)
-    kernel = _linear_kernel(NUMBA_TYPES[dtype])
-    kernel(
-        stored(out).numpy(), stored(x).numpy(), stored(packed).numpy().reshape(-1),
-        _NO_BIAS if bias is None else bias.numpy(), workers,
-    )  # fmt: skip
-    return out
-
-
-@cache
-def _linear_kernel(number: types.Type):
-    key = source_key(bits)
-    signature = types.void(
-        number[:, ::1], types.Array(types.uint16, 2, "A"), types.uint16[::1], types.float32[::1], types.int64
-    )
-
-    @njit(signature, parallel=True, error_model="numpy", nogil=True, cache=True)
-    def kernel(out, x, weights, bias, num_workers):
-        _ = key  # part of the key under which numba keeps compiled code
-        num_rows, num_outputs = out.shape
-        num_inputs, row_bytes = x.shape[1], x.strides[0]
-        groups = (num_outputs + _GROUP - 1) // _GROUP
-        whole = num_rows // ROWS * ROWS
-        num_tiles = whole // ROWS if num_rows >= _MANY_ROWS else 0
-        tiled = np.empty((num_tiles, num_inputs // INPUTS, ROWS, INPUTS), np.uint16)
-        for tile in prange(num_tiles):
-            _tile(tiled[tile], x[tile * ROWS : (tile + 1) * ROWS])
-        for worker in prange(num_workers):
-            sums = np.empty((2 * ROWS, _GROUP), np.float32)
-            config = np.zeros(64, np.uint8)
-            first, last = groups * worker // num_workers, groups * (worker + 1) // num_workers
-            if whole:
-                _configure(config, ROWS)
-                for group in range(first, last):
-                    for row in range(0, whole, 2 * ROWS):
-                        if whole - row == ROWS:
-                            _multiply(sums, weights, group, num_inputs, x[row:], row_bytes, 0, 2 * INPUTS, 1)
-                            _store(out, sums, row, ROWS, group, bias)
-                        elif num_tiles > 0:
-                            tile, (tile_bytes, step_bytes) = tiled[row // ROWS], tiled.strides[:2]
-                            _multiply(sums, weights, group, num_inputs, tile, 2 * INPUTS, tile_bytes, step_bytes, 2)
-                            _store(out, sums, row, 2 * ROWS, group, bias)
-                        else:
-                            tile_bytes = ROWS * row_bytes
-                            _multiply(sums, weights, group, num_inputs, x[row:], row_bytes, tile_bytes, 2 * INPUTS, 2)
-                            _store(out, sums, row, 2 * ROWS, group, bias)
-            if whole < num_rows:
-                _configure(config, num_rows - whole)
-                for group in range(first, last):
-                    _multiply(sums, weights, group, num_inputs, x[whole:], row_bytes, 0, 2 * INPUTS, 1)
-                    _store(out, sums, whole, num_rows - whole, group, bias)
-            _release()
-
-    return kernel
-
-
-@njit(error_model="numpy")
-def _tile(tiles, rows):
-    """Makes the tiles of 16 rows [16, in] contiguous: [in / 32, 16, 32]."""
-    for k in range(tiles.shape[0]):
-        for row in range(ROWS):
-            for i in range(INPUTS):
-                tiles[k, row, i] = rows[row, k * INPUTS + i]
-
-
-@njit(error_model="numpy")
-def _store(out, sums, first_row, num_rows, group, bias):
-    """Rows of sums [num_rows, _GROUP] to their place in the result, rounded to its type."""
-    begin = group * _GROUP
-    count = min(_GROUP, out.shape[1] - begin)
-    if bias.shape[0] > 0:
-        for row in range(num_rows):
-            for i in range(count):
-                sums[row, i] += bias[begin + i]
-    if count == _GROUP:
-        _round_rows(out[first_row:, begin:], sums, num_rows)
-        return
-    for row in range(num_rows):
-        to = out[first_row + row, begin:]
-        for i in range(count):
-            to[i] = narrow(sums[row, i], to[i])
-
-
-@njit(error_model="numpy")
-def _configure(config, num_rows):
-    """Shapes the tiles: 0 to 3 hold sums, 4 and 5 rows of x, all of ``num_rows`` rows; 6 and 7 hold weights."""
     config[0] = 1
     for tile in range(8):
-        config[16 + 2 * tile] = 64  # bytes of a row
-        config[48 + tile] = num_rows if tile < 6 else INPUTS // 2  # rows
+        config[16 + 2 * tile] = _LINE  # bytes of a row
+        config[48 + tile] = num_rows if tile < 6 else BLOCK // 2  # rows
     _load_config(config)
 
 
@@ -197,44 +97,6 @@ def _emit(builder, name, argument_types, arguments):
     function_type = ir.FunctionType(_VOID, argument_types)
     function = cgutils.get_or_insert_function(builder.module, function_type, f"llvm.x86.{name}")
     builder.call(function, arguments)
-
-
-class _BFloat(ir.types.Type):
-    """LLVM's type of that name, which llvmlite lacks."""
-
-    null = "0.0"
-
-    def _to_string(self) -> str:
-        return "bfloat"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _BFloat)
-
-    def __hash__(self) -> int:
-        return hash(_BFloat)
-
-
-@intrinsic
-def _round_rows(typingctx, out, sums, num_rows):
-    """Rows of sums float32 [num_rows, 32] to as many numbers of each row of out, rounded to its type.
-
-    There are instructions that round 32 of them to bfloat16 at once, which no compiler finds behind `narrow`.
-    """
-
-    def codegen(context, builder, signature, args):
-        to, total = (context.make_array(signature.args[i])(context, builder, args[i]) for i in (0, 1))
-        row_bytes = cgutils.unpack_tuple(builder, to.strides)[0]
-        wide, narrowed = ir.VectorType(ir.FloatType(), _GROUP), ir.VectorType(_BFloat(), _GROUP)
-        with cgutils.for_range(builder, args[2]) as loop:
-            source = builder.gep(total.data, [builder.mul(loop.index, _INT64(_GROUP))])
-            value = builder.load(builder.bitcast(source, wide.as_pointer()), align=4)
-            if out.dtype == types.uint16:
-                value = builder.fptrunc(value, narrowed)
-            target = builder.gep(builder.bitcast(to.data, _POINTER), [builder.mul(loop.index, row_bytes)])
-            builder.store(value, builder.bitcast(target, value.type.as_pointer()), align=2)
-        return context.get_dummy_value()
-
-    return types.void(out, sums, types.intp), codegen
 
 
 @intrinsic
@@ -250,7 +112,7 @@ def _load_config(typingctx, config):
 
 
 @intrinsic
-def _release(typingctx):
+def release(typingctx):
     """Gives the tiles back: a thread that holds some is slower to switch from."""
 
     def codegen(context, builder, signature, args):
@@ -261,65 +123,75 @@ def _release(typingctx):
 
 
 @intrinsic(prefer_literal=True)
-def _multiply(typingctx, sums, weights, group, num_inputs, x, row_bytes, tile_bytes, step_bytes, row_tiles):
-    """sums[: row_tiles · 16] = rows of x · two panels, over all inputs.
+def multiply(
+    typingctx, sums, first_sum, row_step, panel_step, weights, first_weight, blocks, x, first_x, tile, row_tiles, fetch
+):
+    """sums[r, o] = Σ over the inputs of x[r] · weights[o], for one or two tiles of rows and a group of 32 outputs.
+
+    Arrays are flat; where each operand begins is counted in numbers.
 
     Args:
-        sums: float32 [32, 32], contiguous.
-        weights: uint16, the panels one after the other.
-        group: Which two panels.
-        num_inputs: Of each row.
-        x: uint16; the first row begins where it does.
-        row_bytes, tile_bytes, step_bytes: From a row, a tile of rows, or 32 inputs to the next, in bytes.
+        sums: float32; 16 · row_tiles rows of 2 panels of 16 are written.
+        row_step, panel_step: From a row of sums, or from a panel, to the next.
+        weights: uint16, as `pack` lays out a group.
+        blocks: Inputs / 32.
+        x: uint16, as in `octavo.kernels.cpu.tiles`.
+        tile: Numbers from one tile of rows to the next.
         row_tiles: 1 or 2; a literal.
+        fetch: 1 if the weights come from memory and are to be fetched ahead, else 0; a literal.
     """
+    if not (isinstance(row_tiles, types.IntegerLiteral) and isinstance(fetch, types.IntegerLiteral)):
+        return None
 
     def codegen(context, builder, signature, args):
-        tiles = signature.args[8].literal_value
-        total, weight, rows = (context.make_array(signature.args[i])(context, builder, args[i]) for i in (0, 1, 4))
-
-        def at(array, offset):
-            """A pointer so many bytes from an array's beginning."""
-            return builder.gep(builder.bitcast(array.data, _POINTER), [offset])
+        row_tiles, fetch = signature.args[10].literal_value, signature.args[11].literal_value
+        total, weight, rows = (_begin(context, builder, signature, args, i) for i in (0, 4, 7))
 
         def times(value, number):
             return builder.mul(value, _INT64(number))
 
-        panel_bytes = times(args[3], 2 * OUTPUTS)
-        begin = times(builder.mul(args[2], panel_bytes), _PANELS)
-        for tile in range(tiles * _PANELS):
-            _emit(builder, "tilezero", [_BYTE], [_BYTE(tile)])
-        with cgutils.for_range(builder, builder.udiv(args[3], _INT64(INPUTS))) as loop:
-            for i in range(tiles):
-                offset = builder.add(times(args[6], i), builder.mul(loop.index, args[7]))
-                _emit_load(builder, 4 + i, at(rows, offset), args[5])
-                if tiles == 2:
-                    ahead = builder.add(offset, times(args[7], _AHEAD))
-                    for row in range(ROWS):
-                        _emit_prefetch(builder, at(rows, builder.add(ahead, times(args[5], row))))
-            for j in range(_PANELS):
-                offset = builder.add(begin, builder.add(times(panel_bytes, j), times(loop.index, 2 * INPUTS * OUTPUTS)))
-                _emit_load(builder, 6 + j, at(weight, offset), _INT64(2 * INPUTS))
-                for i in range(tiles):
-                    names = [_BYTE(i * _PANELS + j), _BYTE(4 + i), _BYTE(6 + j)]
+        for sum_tile in range(row_tiles * PANELS):
+            _emit(builder, "tilezero", [_BYTE], [_BYTE(sum_tile)])
+        with cgutils.for_range(builder, args[6]) as loop:
+            for i in range(row_tiles):
+                offset = builder.add(times(args[9], 2 * i), times(loop.index, _TILE_BYTES))
+                _emit_load(builder, 4 + i, builder.gep(rows, [offset]))
+                if row_tiles == 2 and not fetch:
+                    _emit_prefetch(builder, rows, builder.add(offset, _INT64(_ROWS_AHEAD * _TILE_BYTES)), _TILE_BYTES)
+            offset = times(loop.index, PANELS * _TILE_BYTES)
+            if fetch:
+                _emit_prefetch(builder, weight, builder.add(offset, _INT64(_AHEAD)), PANELS * _TILE_BYTES)
+            for j in range(PANELS):
+                _emit_load(builder, 6 + j, builder.gep(weight, [builder.add(offset, _INT64(j * _TILE_BYTES))]))
+                for i in range(row_tiles):
+                    names = [_BYTE(i * PANELS + j), _BYTE(4 + i), _BYTE(6 + j)]
                     _emit(builder, "tdpbf16ps", [_BYTE] * 3, names)
-        for i in range(tiles):
-            for j in range(_PANELS):
-                target = at(total, _INT64(4 * (i * ROWS * _GROUP + j * OUTPUTS)))
-                arguments = [_BYTE(i * _PANELS + j), target, _INT64(4 * _GROUP)]
+        for i in range(row_tiles):
+            for j in range(PANELS):
+                offset = builder.add(times(args[2], 4 * i * ROWS), times(args[3], 4 * j))
+                arguments = [_BYTE(i * PANELS + j), builder.gep(total, [offset]), times(args[2], 4)]
                 _emit(builder, "tilestored64", [_BYTE, _POINTER, _INT64], arguments)
         return context.get_dummy_value()
 
-    kept = (types.Array, types.IntegerLiteral)
-    given = (sums, weights, group, num_inputs, x, row_bytes, tile_bytes, step_bytes, row_tiles)
-    return types.void(*(value if isinstance(value, kept) else types.intp for value in given)), codegen
+    size = types.intp
+    return types.void(sums, size, size, size, weights, size, size, x, size, size, row_tiles, fetch), codegen
 
 
-def _emit_prefetch(builder, pointer):
-    arguments = [pointer, ir.IntType(32)(0), ir.IntType(32)(3), ir.IntType(32)(1)]
-    function_type = ir.FunctionType(_VOID, [_POINTER, *[ir.IntType(32)] * 3])
-    builder.call(cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0i8"), arguments)
+def _begin(context, builder, signature, args, i):
+    """A byte pointer to where an operand begins: an array and, after it, an offset in its elements."""
+    data = context.make_array(signature.args[i])(context, builder, args[i]).data
+    return builder.bitcast(builder.gep(data, [args[i + 1]]), _POINTER)
 
 
-def _emit_load(builder, tile, pointer, stride):
-    _emit(builder, "tileloadd64", [_BYTE, _POINTER, _INT64], [_BYTE(tile), pointer, stride])
+def _emit_prefetch(builder, pointer, offset, num_bytes):
+    """Asks for so many bytes; never faults, wherever they are."""
+    number = ir.IntType(32)
+    function_type = ir.FunctionType(_VOID, [_POINTER, number, number, number])
+    function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0i8")
+    for line in range(0, num_bytes, _LINE):
+        at = builder.gep(pointer, [builder.add(offset, _INT64(line))])
+        builder.call(function, [at, number(0), number(3), number(1)])
+
+
+def _emit_load(builder, tile, pointer):
+    _emit(builder, "tileloadd64", [_BYTE, _POINTER, _INT64], [_BYTE(tile), pointer, _INT64(_LINE)])

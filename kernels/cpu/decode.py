@@ -16,10 +16,11 @@ from functools import cache
 import numpy as np
 from numba import njit, prange, types
 
-from octavo.kernels.cpu import bits, elementary, rows
+from octavo.kernels.cpu import bits, elementary, rows, softmax
 from octavo.kernels.cpu.bits import narrow, source_key, widen
-from octavo.kernels.cpu.elementary import FASTMATH, LOG2E, exp2, largest, softcapped
+from octavo.kernels.cpu.elementary import FASTMATH, LOG2E, exp2, softcapped
 from octavo.kernels.cpu.rows import score_run, weigh_run
+from octavo.kernels.cpu.softmax import exponentiate, largest
 
 CHUNK = 256
 
@@ -47,17 +48,17 @@ def decode_kernel(stored: types.Type, group: int, head_dim: int):
     real, number = types.float32, types.int64
     signature = types.void(heads, heads, cache_, tables, lengths, real, number, real, real[::1], number)
 
-    sources = source_key(bits, elementary, rows)
+    sources = source_key(bits, elementary, rows, softmax)
 
     @njit(signature, parallel=True, fastmath=FASTMATH, error_model="numpy", nogil=True, cache=True)
     def decode(out, q, kv, block_tables, seq_lens, scale, window, softcap, sinks, num_workers):
         _ = sources  # a captured constant is part of the key under which numba keeps compiled code
         num_seqs, num_kv_heads = q.shape[0], kv.shape[2]
-        first_item = _first_items(seq_lens[:num_seqs], window, num_kv_heads)
+        first_item = first_items(seq_lens[:num_seqs], window, num_kv_heads)
         partial = np.empty((first_item[num_seqs], group, head_dim), np.float32)
         lse = np.empty((first_item[num_seqs], group), np.float32)
         for worker in prange(num_workers):
-            _attend_share(
+            attend_share(
                 partial, lse, q, kv, block_tables, seq_lens, first_item, scale, window, softcap,
                 worker, num_workers, group, head_dim,
             )  # fmt: skip
@@ -74,7 +75,7 @@ def _first_key(seq_len, window):
 
 
 @_compiled
-def _first_items(seq_lens, window, num_kv_heads):
+def first_items(seq_lens, window, num_kv_heads):
     """int64 [num_seqs + 1]: the first work item of each sequence, and their number at the end."""
     first = np.zeros(seq_lens.shape[0] + 1, np.int64)
     for seq in range(seq_lens.shape[0]):
@@ -84,7 +85,7 @@ def _first_items(seq_lens, window, num_kv_heads):
 
 
 @_compiled
-def _attend_share(
+def attend_share(
     partial, lse, q, kv, block_tables, seq_lens, first_item, scale, window, softcap,
     worker, num_workers, group, head_dim,
 ):  # fmt: skip
@@ -165,10 +166,8 @@ def _exponentiate(scores, softcap):
     if softcap > _ZERO:
         for t in range(scores.shape[0]):
             scores[t] = softcapped(scores[t], softcap * LOG2E)
-    top, total = largest(scores), _ZERO
-    for t in range(scores.shape[0]):
-        scores[t] = exp2(scores[t] - top)
-        total += scores[t]
+    top = largest(scores)
+    total = exponentiate(scores, top)
     scores *= _ONE / total
     return top + np.log2(total)
 
@@ -182,13 +181,15 @@ def _merge(out, partial, lse, first_item, num_kv_heads, sinks):
         for q_head in range(out.shape[1]):
             begin, g = first_item[seq] + q_head // group * chunks, q_head % group
             sink = sinks[q_head] * LOG2E if sinks.shape[0] > 0 else _MINUS_INF
-            _merge_head(out[seq, q_head], partial[begin : begin + chunks, g], lse[begin : begin + chunks, g], sink)
+            merge_head(out[seq, q_head], partial[begin : begin + chunks, g], lse[begin : begin + chunks, g], sink)
 
 
 @_compiled
-def _merge_head(out, partial, lse, sink):
+def merge_head(out, partial, lse, sink):
     """out = Σ_c 2^(lse_c − top) · partial_c / (Σ_c 2^(lse_c − top) + 2^(sink − top)) over the chunks c."""
-    top = max(largest(lse), sink)
+    top = sink
+    for c in range(lse.shape[0]):
+        top = max(top, lse[c])
     weights = np.empty(lse.shape[0], np.float32)
     for c in range(lse.shape[0]):
         weights[c] = exp2(lse[c] - top)

@@ -15,15 +15,16 @@ FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 LOG2E = np.float32(math.log2(math.e))
 
 # 2**f for |f| <= 1/2: a fit with the value at 0 pinned to 1; relative error below 2e-7.
-_C1, _C2, _C3, _C4, _C5, _C6 = (
-    np.float32(c) for c in (6.931472e-01, 2.402265e-01, 5.550411e-02, 9.618129e-03, 1.333356e-03, 1.540353e-04)
-)
-_ONE, _TWO, _HALF, _SMALLEST = np.float32(1.0), np.float32(2.0), np.float32(0.5), np.float32(-126.0)
+EXP2 = (6.931472e-01, 2.402265e-01, 5.550411e-02, 9.618129e-03, 1.333356e-03, 1.540353e-04)
+# Here the exponent field is 0, and so is the power.
+UNDERFLOW = -127
+_C1, _C2, _C3, _C4, _C5, _C6 = (np.float32(c) for c in EXP2)
+_ONE, _TWO, _HALF, _SMALLEST = np.float32(1.0), np.float32(2.0), np.float32(0.5), np.float32(UNDERFLOW)
 
 
 @njit(fastmath=FASTMATH, forceinline=True)
 def exp2(x):
-    """2**x in float32 for x <= 0; below the normal range it stays at 2**−126, which no sum of weights notices."""
+    """2**x in float32 for x <= 0; 0 below the range of normal numbers."""
     x = max(x, _SMALLEST)
     whole = np.int32(x - _HALF)  # truncation towards zero rounds a negative x to the nearest
     f = x - np.float32(whole)
@@ -35,13 +36,3 @@ def softcapped(x, softcap):
     """softcap · tanh(x / softcap), by an exponential that cannot overflow: that of −2 |x / softcap|."""
     e = exp2(-_TWO * LOG2E * abs(x) / softcap)
     return np.copysign(softcap * (_ONE - e) / (_ONE + e), x)
-
-
-# Comparing vectors needs the licence to assume that nothing is NaN.
-@njit(fastmath=FASTMATH | {"nnan"})
-def largest(row):
-    """The largest element of a float32 row; −inf if it is empty."""
-    top = np.float32(-np.inf)
-    for x in row:
-        top = max(top, x)
-    return top

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.cpu import amx
+from octavo.kernels.cpu.linear import linear
 from octavo.models.layers import Head, Layout, Linear
 
 pytestmark = pytest.mark.skipif(not amx.is_available(), reason="no AMX tiles here")
@@ -20,7 +21,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
-    return amx.linear(x, amx.pack(weight), weight.shape[0], bias, dtype)
+    return linear(x, amx.pack(weight), weight.shape[0], bias, dtype)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

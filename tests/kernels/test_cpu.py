@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import ast
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
 import numpy as np
 import pytest
 import torch
-from numba import njit
+from numba import njit, types
 from numba.core.config import NUMBA_NUM_THREADS
 from paged import Shape, make_problem
 
-from octavo.kernels.cpu import backend, bits, decode, elementary, rows
+from octavo.kernels.cpu import amx, backend, bits, decode, linear, stack
 from octavo.kernels.cpu.bits import narrow, stored, widen
-from octavo.kernels.cpu.elementary import exp2, largest, softcapped
+from octavo.kernels.cpu.elementary import exp2, softcapped
 
 
 @njit
@@ -57,11 +62,6 @@ def test_softcap_is_tanh() -> None:
     np.testing.assert_allclose(ours, 30 * np.tanh(x.astype(np.float64) / 30), rtol=2e-6, atol=1e-5)
 
 
-def test_largest_of_nothing_is_minus_infinity() -> None:
-    assert largest(np.empty(0, np.float32)) == -np.inf
-    assert largest(np.array([-3, 7, 2], np.float32)) == 7
-
-
 @pytest.mark.parametrize("length", [decode.CHUNK - 1, decode.CHUNK, decode.CHUNK + 1, 3 * decode.CHUNK])
 def test_chunk_edges(length: int) -> None:
     problem = make_problem([length, 1])
@@ -82,8 +82,32 @@ def test_accumulators_that_exceed_the_registers_take_several_passes() -> None:
     torch.testing.assert_close(problem.attend("cpu"), problem.attend("reference"))
 
 
-def test_compiled_code_is_kept_under_a_key_that_covers_all_its_sources() -> None:
-    # Else an edited helper would go on running in its old form, out of numba's cache on disk.
-    kernel = decode.decode_kernel(decode.types.float32, 2, 16)
-    captured = [cell.cell_contents for cell in kernel.py_func.__closure__]
-    assert bits.source_key(bits, elementary, rows) in captured
+def inlined_by(module: ModuleType) -> list[ModuleType]:
+    """The modules beside it that its compiled code may come from, by name."""
+    found: dict[str, ModuleType] = {}
+    waiting = [module]
+    while waiting:
+        for node in ast.walk(ast.parse(Path(str(waiting.pop().__file__)).read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("octavo.kernels.cpu"):
+                package = node.module == "octavo.kernels.cpu"
+                for name in [alias.name for alias in node.names] if package else [str(node.module).rpartition(".")[2]]:
+                    if name not in found:
+                        found[name] = import_module(f"octavo.kernels.cpu.{name}")
+                        waiting.append(found[name])
+    return [found[name] for name in sorted(found) if found[name] is not module]
+
+
+@pytest.mark.parametrize(
+    ("module", "kernel"),
+    [
+        (decode, lambda: decode.decode_kernel(types.float32, 2, 16).py_func),
+        (linear, lambda: linear._linear_kernel(types.float32).py_func),
+        (stack, lambda: stack._share_of(2, 16, 0).__wrapped__),
+    ],
+)
+def test_compiled_code_is_kept_under_a_key_that_covers_all_its_sources(module: ModuleType, kernel) -> None:
+    """Else an edited helper would go on running in its old form, out of numba's cache on disk."""
+    if module is not decode and not amx.is_available():
+        pytest.skip("no AMX tiles here")
+    captured = [cell.cell_contents for cell in kernel().__closure__]
+    assert bits.source_key(*inlined_by(module)) in captured

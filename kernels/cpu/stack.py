@@ -1,0 +1,371 @@
+"""All layers of a decoder in one compiled call, for bfloat16 on AMX tiles.
+
+A decode step of a small model is bound by what lies between its kernels: some hundred calls and as many forks and
+joins. Here a team of threads goes through the layers by itself (`octavo.kernels.cpu.team`); a line is a stage, and the
+team waits for each other after it:
+
+    norm of each row                                         rows
+    q, k, v = their projection                               groups of outputs
+    norm and rotation of heads, K and V to their slots       rows
+    decode attention: chunks of each sequence                items;  K and V of prompt chunks are packed meanwhile
+    decode attention: merge;  attention of prompt chunks     sequences, items
+    x += output projection                                   groups of outputs
+    norm of each row                                         rows
+    gated = act(gate) · up                                   groups of outputs
+    x += down projection                                     groups of outputs
+
+The residual stream x, sums and all that is computed row by row are float32; what is multiplied with weights, and K
+and V, are bfloat16.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import cfunc, njit, types
+
+from octavo.kernels.cpu import amx, bits, chunks, decode, elementary, linear, rows, softmax, team, tiles
+from octavo.kernels.cpu.amx import GROUP, configure, release
+from octavo.kernels.cpu.bits import narrow, source_key
+from octavo.kernels.cpu.chunks import KEYS, TILE_ROWS, attend_items, pack_share, padded_width
+from octavo.kernels.cpu.decode import CHUNK, attend_share, first_items, merge_head
+from octavo.kernels.cpu.elementary import FASTMATH
+from octavo.kernels.cpu.linear import PANEL, add_product, gated_product, store_product
+from octavo.kernels.cpu.team import WORDS, barrier, caller, join, share
+from octavo.kernels.cpu.tiles import (
+    ACTIVATIONS,
+    ROWS,
+    add_normed,
+    array_at,
+    norm_head,
+    norm_row,
+    place,
+    rotate_head,
+    round_run,
+    tiled_size,
+)
+
+IntArray = npt.NDArray[np.integer[Any]]
+FloatArray = npt.NDArray[np.float32]
+
+_LINE = 64  # bytes of a cache line
+
+# Where a layer's weights lie: columns of the table of addresses. 0 is the address of what a model lacks.
+(
+    QKV, QKV_BIAS, OUTPUT, OUTPUT_BIAS, GATE_UP, GATE_UP_BIAS, DOWN, DOWN_BIAS,
+    ATTENTION_NORM, MLP_NORM, HEAD_NORM, ATTENTION_POST_NORM, MLP_POST_NORM, ROTARY, WINDOW, NUM_FIELDS,
+) = range(16)  # fmt: skip
+
+# Where a step's tensors lie, for each layer.
+KV_CACHE, BLOCK_TABLES, SLOTS, NUM_PLACES = range(4)
+
+# What the threads of a step are given: addresses first, then numbers.
+(
+    X, LAYERS, PLACES, POSITIONS, SEQ_LENS, CU_QUERY_LENS, FIRST_CHUNK, FIRST_ITEM, SCALARS, CREW, COUNTERS,
+    NORMED, ATTENDED, GATED, QKV_ROWS, BRANCH, PARTIAL, LSE, PACKED,
+    NUM_WORKERS, NUM_TOKENS, HIDDEN, INTERMEDIATE, NUM_LAYERS, NUM_BLOCKS, NUM_KV_HEADS, BLOCK_SIZE,
+    NUM_SEQS, NUM_DECODES, NUM_COLUMNS, NUM_ITEMS, NUM_ENTRIES,
+) = range(32)  # fmt: skip
+
+_MINUS_INF = np.float32(-np.inf)
+# For their types.
+_FLOATS, _BFLOATS = np.empty(0, np.float32), np.empty(0, np.uint16)
+_INTS, _LONGS = np.empty(0, np.int32), np.empty(0, np.int64)
+_compiled = njit(fastmath=FASTMATH, error_model="numpy")
+
+
+class Stack:
+    """All layers of one model.
+
+    Args:
+        layers: int64 [num_layers, NUM_FIELDS], what is where; the caller keeps it alive.
+        num_q_heads, num_kv_heads, head_dim: Heads; head_dim is a multiple of 16.
+        hidden, intermediate: Widths, multiples of 32.
+        activation: Of the MLP; see `octavo.kernels.cpu.tiles.ACTIVATIONS`.
+        scale: Factor on the scores. softcap: bound on their magnitude; 0 means none. eps: of the norms.
+    """
+
+    def __init__(
+        self,
+        layers: IntArray,
+        *,
+        num_q_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        hidden: int,
+        intermediate: int,
+        activation: str,
+        scale: float,
+        softcap: float,
+        eps: float,
+    ) -> None:
+        self._group, self._num_kv_heads, self._head_dim = num_q_heads // num_kv_heads, num_kv_heads, head_dim
+        self._hidden, self._intermediate = hidden, intermediate
+        self._layers = layers
+        self._scalars = np.array([scale, softcap, eps], dtype=np.float32)
+        self._share = _share_of(self._group, head_dim, ACTIVATIONS.index(activation))
+        self._scratch = np.empty(0, dtype=np.uint8)
+
+    def run(
+        self,
+        x: FloatArray,
+        places: IntArray,
+        kv_shape: tuple[int, ...],
+        num_columns: int,
+        positions: IntArray,
+        seq_lens: IntArray,
+        cu_query_lens: IntArray,
+        num_decodes: int,
+        num_workers: int,
+    ) -> None:
+        """Runs a step.
+
+        Args:
+            x: float32 [num_tokens, hidden], contiguous; the residual stream, changed in place.
+            places: int64 [num_layers, NUM_PLACES], addresses of the layers' KV cache (bfloat16, contiguous), block
+                tables (int32 [num_seqs, num_columns], contiguous) and slots (int64 [num_tokens]).
+            kv_shape: Of a layer's cache.
+            num_columns: Of the block tables.
+            positions, seq_lens, cu_query_lens, num_decodes: As in `octavo.kernels.attention.PagedBatch`.
+            num_workers: Threads.
+        """
+        num_tokens, kv_heads, head_dim = len(x), self._num_kv_heads, self._head_dim
+        chunk_lens, query_lens = seq_lens[num_decodes:], np.diff(cu_query_lens[num_decodes:])
+        first_chunk = _running_total(-(-chunk_lens // KEYS))
+        first_item = _running_total(-(-query_lens * self._group // TILE_ROWS) * kv_heads)
+        num_items = int((-(-seq_lens[:num_decodes] // CHUNK)).sum()) * kv_heads
+        crew, counters = np.zeros(WORDS, dtype=np.int64), np.zeros(len(self._layers), dtype=np.int64)
+        num_q_heads = self._group * kv_heads
+        scratch = self._reserve(
+            2 * tiled_size(num_tokens, self._hidden),
+            2 * tiled_size(num_tokens, num_q_heads * head_dim),
+            2 * tiled_size(num_tokens, self._intermediate),
+            4 * num_tokens * (num_q_heads + 2 * kv_heads) * head_dim,
+            4 * num_tokens * self._hidden,
+            4 * num_items * self._group * head_dim,
+            4 * num_items * self._group,
+            2 * int(first_chunk[-1]) * kv_heads * 2 * KEYS * padded_width(head_dim),
+        )
+        arrays = (
+            x, self._layers, places, positions, seq_lens, cu_query_lens, first_chunk, first_item,
+            self._scalars, crew, counters,
+        )  # fmt: skip
+        frame = np.array(
+            [
+                *(array.ctypes.data for array in arrays), *scratch,
+                num_workers, num_tokens, self._hidden, self._intermediate, len(self._layers), kv_shape[0], kv_heads,
+                kv_shape[3], len(seq_lens), num_decodes, num_columns, num_items,
+            ],
+            dtype=np.int64,
+        )  # fmt: skip
+        caller()(self._share.address, frame.ctypes.data, num_workers)
+
+    def _reserve(self, *sizes: int) -> list[int]:
+        """Addresses of so many bytes each, on cache lines of their own; the next step has the same memory."""
+        ends = np.cumsum([-(-size // _LINE) * _LINE for size in sizes])
+        if len(self._scratch) < ends[-1] + _LINE:
+            self._scratch = np.empty(int(ends[-1]) + _LINE, dtype=np.uint8)
+        begin = -(-self._scratch.ctypes.data // _LINE) * _LINE
+        return [begin, *(begin + int(end) for end in ends[:-1])]
+
+
+def _running_total(counts: IntArray) -> IntArray:
+    """int64 [n + 1]: the sum of all counts before each, and of all at the end."""
+    total = np.zeros(len(counts) + 1, dtype=np.int64)
+    np.cumsum(counts, out=total[1:])
+    return total
+
+
+@cache
+def _share_of(group: int, head_dim: int, activation: int):  # noqa: PLR0915 - a table of arguments and a list of stages
+    """A thread's share of all layers, for models of one shape of heads: a C function of a frame's address."""
+    key = source_key(amx, bits, chunks, decode, elementary, linear, rows, softmax, team, tiles)
+
+    @cfunc(types.void(types.int64), nopython=True, fastmath=FASTMATH, error_model="numpy", cache=True)
+    def go_through(address):  # noqa: PLR0915
+        _ = key  # part of the key under which numba keeps compiled code
+        frame = array_at(address, (NUM_ENTRIES,), _LONGS)
+        crew = array_at(frame[CREW], (WORDS,), _LONGS)
+        rank, size = join(crew, frame[NUM_WORKERS])
+        if rank < 0:
+            return
+        num_tokens, hidden, intermediate = frame[NUM_TOKENS], frame[HIDDEN], frame[INTERMEDIATE]
+        num_seqs, num_decodes, num_kv_heads = frame[NUM_SEQS], frame[NUM_DECODES], frame[NUM_KV_HEADS]
+        num_heads, q_size = (group + 2) * num_kv_heads, group * num_kv_heads * head_dim
+        qkv_size = num_heads * head_dim
+        scale, softcap, eps = array_at(frame[SCALARS], (3,), _FLOATS)
+        x = array_at(frame[X], (num_tokens, hidden), _FLOATS)
+        layers = array_at(frame[LAYERS], (frame[NUM_LAYERS], NUM_FIELDS), _LONGS)
+        places = array_at(frame[PLACES], (frame[NUM_LAYERS], NUM_PLACES), _LONGS)
+        positions = array_at(frame[POSITIONS], (num_tokens,), _LONGS)
+        seq_lens = array_at(frame[SEQ_LENS], (num_seqs,), _INTS)
+        cu_query_lens = array_at(frame[CU_QUERY_LENS], (num_seqs + 1,), _INTS)
+        first_chunk = array_at(frame[FIRST_CHUNK], (num_seqs - num_decodes + 1,), _LONGS)
+        first_item = array_at(frame[FIRST_ITEM], (num_seqs - num_decodes + 1,), _LONGS)
+        counters = array_at(frame[COUNTERS], (frame[NUM_LAYERS],), _LONGS)
+        normed = array_at(frame[NORMED], (tiled_size(num_tokens, hidden),), _BFLOATS)
+        attended = array_at(frame[ATTENDED], (tiled_size(num_tokens, q_size),), _BFLOATS)
+        gated = array_at(frame[GATED], (tiled_size(num_tokens, intermediate),), _BFLOATS)
+        qkv = array_at(frame[QKV_ROWS], (num_tokens, num_heads, head_dim), _FLOATS)
+        qkv_rows = array_at(frame[QKV_ROWS], (num_tokens, qkv_size), _FLOATS)
+        branch = array_at(frame[BRANCH], (num_tokens, hidden), _FLOATS)
+        partial = array_at(frame[PARTIAL], (frame[NUM_ITEMS], group, head_dim), _FLOATS)
+        lse = array_at(frame[LSE], (frame[NUM_ITEMS], group), _FLOATS)
+        num_packed = first_chunk[-1] * num_kv_heads * 2 * KEYS * padded_width(head_dim)
+        packed = array_at(frame[PACKED], (num_packed,), _BFLOATS)
+        kv_shape = (frame[NUM_BLOCKS], 2, num_kv_heads, frame[BLOCK_SIZE], head_dim)
+        sums, row = np.empty(2 * PANEL, np.float32), np.empty(hidden, np.float32)
+        config = np.zeros(64, np.uint8)
+        configure(config, min(num_tokens, ROWS))
+        for layer in range(layers.shape[0]):
+            weights = layers[layer]
+            norm_share(normed, x, weights[ATTENTION_NORM], eps, row, rank, size)
+            barrier(crew, size)
+            matrix, bias = weight_at(weights[QKV], qkv_size, hidden), vector_at(weights[QKV_BIAS], qkv_size)
+            store_product(qkv_rows, normed, num_tokens, hidden, matrix, groups_of(qkv_size), bias, rank, size, sums)
+            barrier(crew, size)
+            kv = array_at(places[layer, KV_CACHE], kv_shape, _BFLOATS)
+            slots = array_at(places[layer, SLOTS], (num_tokens,), _LONGS)
+            place_share(qkv, kv, positions, slots, weights, eps, rank, size)
+            barrier(crew, size)
+            tables = array_at(places[layer, BLOCK_TABLES], (num_seqs, frame[NUM_COLUMNS]), _INTS)
+            attend(
+                attended, qkv, kv, tables, seq_lens, cu_query_lens, num_decodes, scale, weights[WINDOW],
+                softcap, partial, lse, packed, first_chunk, first_item, counters, layer, crew, config, rank, size,
+                group, head_dim,
+            )  # fmt: skip
+            barrier(crew, size)
+            matrix, bias = weight_at(weights[OUTPUT], hidden, q_size), vector_at(weights[OUTPUT_BIAS], hidden)
+            add_branch(
+                x, branch, attended, q_size, matrix, bias, weights[ATTENTION_POST_NORM], eps, row,
+                crew, rank, size, sums,
+            )  # fmt: skip
+            norm_share(normed, x, weights[MLP_NORM], eps, row, rank, size)
+            barrier(crew, size)
+            matrix = weight_at(weights[GATE_UP], 2 * intermediate, hidden)
+            bias = vector_at(weights[GATE_UP_BIAS], 2 * intermediate)
+            gated_product(
+                (gated, intermediate, activation), normed, num_tokens, hidden, matrix, groups_of(2 * intermediate),
+                bias, rank, size, sums,
+            )  # fmt: skip
+            barrier(crew, size)
+            matrix, bias = weight_at(weights[DOWN], hidden, intermediate), vector_at(weights[DOWN_BIAS], hidden)
+            add_branch(
+                x, branch, gated, intermediate, matrix, bias, weights[MLP_POST_NORM], eps, row,
+                crew, rank, size, sums,
+            )  # fmt: skip
+        release()
+
+    return go_through
+
+
+@_compiled
+def attend(
+    out, qkv, kv, block_tables, seq_lens, cu_query_lens, num_decodes, scale, window, softcap,
+    partial, lse, packed, first_chunk, first_item, counters, layer, crew, config, rank, size,
+    group, head_dim,
+):  # fmt: skip
+    """A thread's share of a layer's attention; ends without a barrier."""
+    num_kv_heads, num_tokens = kv.shape[2], qkv.shape[0]
+    num_q_heads = group * num_kv_heads
+    first = first_items(seq_lens[:num_decodes], window, num_kv_heads)
+    queries = qkv[:num_decodes, :num_q_heads]
+    attend_share(
+        partial[: first[num_decodes]], lse, queries, kv, block_tables, seq_lens, first, scale, window, softcap,
+        rank, size, group, head_dim,
+    )  # fmt: skip
+    lens, starts, tables = seq_lens[num_decodes:], cu_query_lens[num_decodes:], block_tables[num_decodes:]
+    pack_share(packed, kv, tables, lens, starts, first_chunk, window, rank, size)
+    barrier(crew, size)
+    row = np.empty(head_dim, np.float32)
+    begin, end = share(num_decodes, rank, size)
+    for seq in range(begin, end):
+        num_chunks = (first[seq + 1] - first[seq]) // num_kv_heads
+        for head in range(num_q_heads):
+            at, g = first[seq] + head // group * num_chunks, head % group
+            merge_head(row, partial[at : at + num_chunks, g], lse[at : at + num_chunks, g], _MINUS_INF)
+            for d in range(0, head_dim, ROWS):
+                round_run(out, place(seq, head * head_dim + d, num_q_heads * head_dim), row, d, ROWS)
+    if first_item[-1] > 0:
+        configure(config, ROWS)
+        attend_items(
+            out, qkv, packed, first_chunk, first_item, counters, layer, lens, starts,
+            num_q_heads, num_kv_heads, scale, window, softcap,
+        )  # fmt: skip
+        configure(config, min(num_tokens, ROWS))
+
+
+@_compiled
+def groups_of(num_outputs):
+    return (num_outputs + GROUP - 1) // GROUP
+
+
+@_compiled
+def weight_at(address, num_outputs, num_inputs):
+    """Packed weights: uint16, flat."""
+    return array_at(address, (groups_of(num_outputs) * GROUP * num_inputs,), _BFLOATS)
+
+
+@_compiled
+def vector_at(address, length):
+    """float32 [length]; empty if the model has none."""
+    return array_at(address, (length if address != 0 else 0,), _FLOATS)
+
+
+@_compiled
+def norm_share(normed, x, weight, eps, row, rank, size):
+    """A rank's share of the rows of x, normalised, to tiles."""
+    weight = vector_at(weight, x.shape[1])
+    begin, end = share(x.shape[0], rank, size)
+    for token in range(begin, end):
+        norm_row(normed, token, x[token], weight, eps, row)
+
+
+@_compiled
+def place_share(qkv, kv, positions, slots, weights, eps, rank, size):
+    """A rank's share of the tokens: norms and rotates query and key heads, and writes K and V to their slots.
+
+    Args:
+        qkv: float32 [num_tokens, heads, head_dim], changed in place; first the query heads, then K, then V.
+        kv: The layer's cache. positions, slots: int64 [num_tokens]. weights: the layer's addresses.
+    """
+    num_heads, head_dim = qkv.shape[1:]
+    num_kv_heads, block_size = kv.shape[2:4]
+    num_rotated = num_heads - num_kv_heads
+    num_q_heads = num_rotated - num_kv_heads
+    norms = vector_at(weights[HEAD_NORM], num_rotated * head_dim)
+    begin, end = share(qkv.shape[0], rank, size)
+    for token in range(begin, end):
+        angles = vector_at(weights[ROTARY] + positions[token] * head_dim * 4, head_dim)
+        for head in range(num_rotated):
+            if norms.shape[0] > 0:
+                norm_head(qkv[token, head], norms[head * head_dim : (head + 1) * head_dim], eps)
+            rotate_head(qkv[token, head], angles)
+        slot = slots[token]
+        if slot >= 0:
+            for head in range(num_kv_heads):
+                for part in range(2):
+                    source = qkv[token, num_q_heads + part * num_kv_heads + head]
+                    target = kv[slot // block_size, part, head, slot % block_size]
+                    for d in range(head_dim):
+                        target[d] = narrow(source[d], target[d])
+
+
+@_compiled
+def add_branch(x, branch, tiled, width, matrix, bias, post_norm, eps, row, crew, rank, size, sums):
+    """Adds a branch's last projection to the residual stream, through its norm if it has one; ends with a barrier."""
+    num_tokens, hidden = x.shape
+    if post_norm == 0:
+        add_product(x, tiled, num_tokens, width, matrix, groups_of(hidden), bias, rank, size, sums)
+        barrier(crew, size)
+        return
+    store_product(branch, tiled, num_tokens, width, matrix, groups_of(hidden), bias, rank, size, sums)
+    barrier(crew, size)
+    weight = vector_at(post_norm, hidden)
+    begin, end = share(num_tokens, rank, size)
+    for token in range(begin, end):
+        add_normed(x[token], branch[token], weight, eps, row)
+    barrier(crew, size)

@@ -1,0 +1,184 @@
+"""Activations in tiles, and what the stages of a layer do with them row by row.
+
+Whatever is multiplied with weights is kept the way the tile product reads it, so that no product has to rearrange its
+input. Tiles of 16 rows lie one after the other, each cut into blocks of 32 numbers:
+
+    tile t     block 0: [ row 16t: numbers 0 … 31 ][ row 16t + 1: 0 … 31 ] … 16 of them, 1 KiB in a row
+               block 1: [ row 16t: 32 … 63 ] …
+
+Rows are computed in float32 and rounded to bfloat16 once, where they enter a tile.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from octavo.kernels.cpu.elementary import FASTMATH, LOG2E, exp2, softcapped
+
+# Of a tile of activations.
+ROWS, BLOCK = 16, 32
+
+_ONE, _HALF = np.float32(1.0), np.float32(0.5)
+_GELU_SCALE, _GELU_CUBE = np.float32((2.0 / np.pi) ** 0.5), np.float32(0.044715)
+_row_wise = njit(fastmath=FASTMATH, error_model="numpy")
+
+
+@njit(error_model="numpy")
+def tiled_size(num_rows, width):
+    """Numbers that the tiles of so many rows take; products read pairs of tiles."""
+    return (num_rows + 2 * ROWS - 1) // (2 * ROWS) * (2 * ROWS) * width
+
+
+@njit(error_model="numpy", inline="always")
+def place(row, column, width):
+    """Where a row's number lies among the tiles; the rest of its block follows."""
+    return (row // ROWS * (width // BLOCK) + column // BLOCK) * (ROWS * BLOCK) + row % ROWS * BLOCK + column % BLOCK
+
+
+@njit(error_model="numpy")
+def tile_rows(tiles, x):
+    """Rows of bfloat16 [num_rows, width] to tiles."""
+    for row in range(x.shape[0]):
+        for column in range(0, x.shape[1], BLOCK):
+            to = place(row, column, x.shape[1])
+            for i in range(BLOCK):
+                tiles[to + i] = x[row, column + i]
+
+
+@_row_wise
+def norm_row(tiles, row, x, weight, eps, normed):
+    """Root-mean-square normalisation of one row (arXiv:1910.07467) into its tile.
+
+    Args:
+        tiles: uint16, flat. row: which of their rows.
+        x, weight: float32 [width]. normed: float32 [width], scratch.
+    """
+    _scale_row(normed, x, weight, eps)
+    for column in range(0, x.shape[0], BLOCK):
+        round_run(tiles, place(row, column, x.shape[0]), normed, column, BLOCK)
+
+
+@_row_wise
+def add_normed(x, out, weight, eps, normed):
+    """Adds a normalised row to the residual stream."""
+    _scale_row(normed, out, weight, eps)
+    for i in range(x.shape[0]):
+        x[i] += normed[i]
+
+
+@_row_wise
+def norm_head(head, weight, eps):
+    """Normalises one head in place."""
+    _scale_row(head, head, weight, eps)
+
+
+@_row_wise
+def _scale_row(normed, x, weight, eps):
+    squares = np.float32(0.0)
+    for i in range(x.shape[0]):
+        squares += x[i] * x[i]
+    scale = _ONE / np.sqrt(squares / np.float32(x.shape[0]) + eps)
+    for i in range(x.shape[0]):
+        normed[i] = x[i] * scale * weight[i]
+
+
+@_row_wise
+def rotate_head(head, angles):
+    """Rotary positions (arXiv:2104.09864) in place; pair i is (x[i], x[i + head_dim / 2]).
+
+    Args:
+        head: float32 [head_dim]. angles: float32 [head_dim], cosines and sines of each pair.
+    """
+    half = head.shape[0] // 2
+    for i in range(half):
+        a, b = head[i], head[i + half]
+        head[i] = a * angles[i] - b * angles[i + half]
+        head[i + half] = b * angles[i] + a * angles[i + half]
+
+
+@njit(fastmath=FASTMATH, forceinline=True)
+def silu(x):
+    """x · sigmoid(x); the exponential is of −|x|, which cannot overflow."""
+    e = exp2(-abs(x) * LOG2E)
+    return x * (_ONE if x >= 0 else e) / (_ONE + e)
+
+
+@njit(fastmath=FASTMATH, forceinline=True)
+def gelu_tanh(x):
+    """The tanh form of GELU (arXiv:1606.08415)."""
+    return _HALF * x * (_ONE + softcapped(_GELU_SCALE * (x + _GELU_CUBE * x * x * x), _ONE))
+
+
+ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
+
+
+class _BFloat(ir.types.Type):
+    """LLVM's type of that name, which llvmlite lacks."""
+
+    null = "0.0"
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat)
+
+
+@intrinsic(prefer_literal=True)
+def round_run(typingctx, target, at, source, begin, count):
+    """target[at: at + count] = source[begin: …], rounded to bfloat16.
+
+    There are instructions that round many numbers at once, which no compiler finds behind `bits.narrow`.
+
+    Args:
+        target: uint16, contiguous. source: float32, contiguous.
+        count: A literal.
+    """
+
+    def codegen(context, builder, signature, args):
+        to, values = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2))
+        wide, narrowed = (ir.VectorType(kind, count.literal_value) for kind in (ir.FloatType(), _BFloat()))
+        pointer = builder.bitcast(builder.gep(values, [args[3]]), wide.as_pointer())
+        rounded = builder.fptrunc(builder.load(pointer, align=4), narrowed)
+        builder.store(rounded, builder.bitcast(builder.gep(to, [args[1]]), narrowed.as_pointer()), align=2)
+        return context.get_dummy_value()
+
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    return types.void(target, types.intp, source, types.intp, count), codegen
+
+
+@intrinsic
+def array_at(typingctx, address, shape, like):
+    """A contiguous array of ``like``'s element type that begins at an address; nobody but its owner keeps it alive.
+
+    Args:
+        address: int64.
+        shape: A tuple of int64. like: An array; only its element type matters.
+    """
+    array_type = types.Array(like.dtype, shape.count, "C")
+
+    def codegen(context, builder, signature, args):
+        from numba.np.arrayobj import populate_array
+
+        array = context.make_array(array_type)(context, builder)
+        item_bytes = context.get_abi_sizeof(context.get_data_type(like.dtype))
+        extents = cgutils.unpack_tuple(builder, args[1])
+        strides, stride = [], context.get_constant(types.intp, item_bytes)
+        for extent in reversed(extents):
+            strides.insert(0, stride)
+            stride = builder.mul(stride, extent)
+        populate_array(
+            array, data=builder.inttoptr(args[0], array.data.type), shape=extents, strides=strides,
+            itemsize=context.get_constant(types.intp, item_bytes), meminfo=None,
+        )  # fmt: skip
+        return array._getvalue()
+
+    return array_type(types.int64, shape, like), codegen
