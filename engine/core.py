@@ -82,6 +82,11 @@ class EngineCore:
             attention_backend=config.execution.attention_backend,
             trust_remote_code=config.model.trust_remote_code,
         )
+        if config.execution.deterministic and not decoder.is_batch_invariant:
+            raise ConfigError(
+                f"--deterministic: the kernels for {dtype} on this {device.type} give results that depend on a token's "
+                "company; those that do not run in bfloat16 on CPUs with AMX, with --attention-backend auto or cpu"
+            )
         free = _free_memory(device)
         pool = plan_pool(config, shape, free=free, free_host=free_host_memory(), device=device.type)
         scheduler = _build_scheduler(config, shape, pool)
@@ -254,6 +259,7 @@ def _build_runner(
         max_num_tokens=config.scheduler.max_num_batched_tokens,
         max_num_seqs=config.scheduler.max_num_seqs,
         device=decoder.device,
+        all_as_chunks=config.execution.deterministic,
     )
     return ModelRunner(decoder, kv_cache, inputs, Sampler(scheduler.rows, list(shape.eos_token_ids)))
 

@@ -62,7 +62,9 @@ class CompiledLayers:
         )
 
     def forward(self, x: Tensor, positions: Tensor, kv_caches: Sequence[Tensor], batches: Sequence[PagedBatch]) -> None:
-        shape, batch = self._shape, batches[0]
+        # If all layers have a window, none shares more than any other.
+        full = self._shape.windows.index(0) if 0 in self._shape.windows else 0
+        shape, batch = self._shape, batches[full]
         # Groups of layers have block tables of their own; lengths are the same for all.
         tables = {id(of_layer): of_layer.block_tables.contiguous() for of_layer in batches}
         places = np.array(
@@ -73,17 +75,21 @@ class CompiledLayers:
             dtype=np.int64,
         )
         self._stack.run(
-            x.numpy(), places, kv_caches[0].shape, batch.block_tables.shape[1], positions.numpy(),
+            x.numpy(), places, kv_caches[0].shape, batch.block_tables.numpy(), positions.numpy(),
             batch.seq_lens.numpy(), batch.cu_query_lens.numpy(), batch.num_decodes,
             workers_for(self._num_weights // shape.num_layers),
         )  # fmt: skip
 
     def warm_up(self, block_size: int) -> None:
-        """Nothing is left to do: the kernel was compiled, or loaded, when it was chosen."""
+        self._stack.compile()
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         return tuple(self._weights)
+
+    @property
+    def is_batch_invariant(self) -> bool:
+        return True
 
     def _place(self, tensors: LayerTensors, row: np.ndarray) -> None:
         """Packs a layer's weights and notes where they are."""

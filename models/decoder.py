@@ -55,6 +55,11 @@ class Decoder:
         distinct = {id(tensor): tensor for tensor in (*self._layers.tensors, *self._head.tensors, self._embedding)}
         return sum(tensor.numel() * tensor.element_size() for tensor in distinct.values())
 
+    @property
+    def is_batch_invariant(self) -> bool:
+        """As for `octavo.models.layer_stack.LayerStack`; the embedding and the output layer are."""
+        return self._layers.is_batch_invariant
+
     @torch.inference_mode()
     def forward(
         self, input_ids: Tensor, positions: Tensor, kv_caches: Sequence[Tensor], batches: Sequence[PagedBatch]

@@ -70,6 +70,11 @@ class LayerStack(Protocol):
     def tensors(self) -> tuple[Tensor, ...]:
         """The weights that it keeps in memory, without norms."""
 
+    @property
+    def is_batch_invariant(self) -> bool:
+        """Whether a token's result depends neither on what is computed with it nor, if all sequences are run as prompt
+        chunks, on how its sequence was cut into chunks."""
+
 
 class TorchLayers:
     """Operation by operation.
@@ -123,6 +128,10 @@ class TorchLayers:
     def tensors(self) -> tuple[Tensor, ...]:
         linears = (part for layer in self._layers for part in (layer.qkv, layer.output, layer.gate_up, layer.down))
         return tuple(tensor for linear in linears for tensor in linear.tensors)
+
+    @property
+    def is_batch_invariant(self) -> bool:
+        return False
 
     def _attend(
         self, x: Tensor, layer: _Layer, kv_cache: Tensor, batch: PagedBatch, *, window: int, rotation: Rotation

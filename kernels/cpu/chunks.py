@@ -20,7 +20,7 @@ from octavo.kernels.cpu.amx import GROUP, OUTPUTS, multiply
 from octavo.kernels.cpu.elementary import FASTMATH, LOG2E, exp2, softcapped
 from octavo.kernels.cpu.softmax import exponentiate, largest
 from octavo.kernels.cpu.team import draw, share
-from octavo.kernels.cpu.tiles import BLOCK, ROWS, place, round_run
+from octavo.kernels.cpu.tiles import BLOCK, ROWS, place, put_run
 
 KEYS = 128  # of a chunk
 TILE_ROWS = 2 * ROWS  # of an item
@@ -113,7 +113,7 @@ def attend_items(
     shrink = np.empty(TILE_ROWS, np.float32)
     num_items = first_item[-1]
     while True:
-        item = num_items - 1 - draw(counters, layer)
+        item = num_items - 1 - draw(counters, layer, 1)
         if item < 0:
             return
         seq = np.searchsorted(first_item, item, side="right") - 1
@@ -155,7 +155,7 @@ def _load_queries(q, row, qkv, token, first_head, group, base, count, scale):
         for d in range(heads.shape[0]):
             row[d] = heads[d] * (scale * LOG2E)
         for d in range(0, row.shape[0], BLOCK):
-            round_run(q, place(r, d, row.shape[0]), row, d, BLOCK)
+            put_run(q, place(r, d, row.shape[0]), row, d, BLOCK)
 
 
 @_compiled
@@ -172,7 +172,7 @@ def _store_rows(out, row, total, mass, token, first_head, group, base, count, ou
             row[d] = total[r, d] * share_of_one
         column = (first_head + (base + r) % group) * head_dim
         for d in range(0, head_dim, OUTPUTS):
-            round_run(out, place(token + (base + r) // group, column + d, out_width), row, d, OUTPUTS)
+            put_run(out, place(token + (base + r) // group, column + d, out_width), row, d, OUTPUTS)
 
 
 @_compiled
@@ -189,7 +189,7 @@ def _weigh_chunk(scores, weights, first, base, count, group, chunk, groups, wind
         end = min(position + 1 - chunk * KEYS, groups * GROUP)
         shrink[r] = _weigh_row(scores[r * KEYS : r * KEYS + groups * GROUP], r, begin, end, softcap, top, mass)
         for g in range(groups):
-            round_run(weights, place(r, g * BLOCK, KEYS), scores, r * KEYS + g * GROUP, GROUP)
+            put_run(weights, place(r, g * BLOCK, KEYS), scores, r * KEYS + g * GROUP, GROUP)
 
 
 @_compiled

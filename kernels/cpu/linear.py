@@ -17,10 +17,10 @@ from torch import Tensor
 
 from octavo.kernels.cpu import amx, bits, elementary, team, tiles
 from octavo.kernels.cpu.amx import GROUP, OUTPUTS, PANELS, configure, multiply, release
-from octavo.kernels.cpu.bits import NUMBA_TYPES, narrow, source_key, stored
+from octavo.kernels.cpu.bits import NUMBA_TYPES, source_key, stored
 from octavo.kernels.cpu.elementary import FASTMATH
 from octavo.kernels.cpu.team import share
-from octavo.kernels.cpu.tiles import BLOCK, ROWS, gelu_tanh, place, round_run, silu, tile_rows, tiled_size
+from octavo.kernels.cpu.tiles import BLOCK, ROWS, add_run, gelu_tanh, place, put_run, silu, tile_rows, tiled_size
 
 # Rows whose inputs stay in a core's second-level cache while it goes over the weights.
 ROW_BLOCK = 256
@@ -53,14 +53,14 @@ def linear(x: Tensor, packed: Tensor, num_outputs: int, bias: Tensor | None, dty
     Returns:
         [num_rows, out].
     """
-    out = torch.empty((x.shape[0], num_outputs), dtype=dtype)
+    out = torch.empty((x.shape[0], -(-num_outputs // OUTPUTS) * OUTPUTS), dtype=dtype)
     kernel = _linear_kernel(NUMBA_TYPES[dtype])
     workers = workers_for(packed.numel())
     kernel(
         stored(out).numpy(), stored(x).numpy(), stored(packed).numpy().reshape(-1),
         _NO_BIAS if bias is None else bias.numpy(), workers,
     )  # fmt: skip
-    return out
+    return out[:, :num_outputs].contiguous()
 
 
 @cache
@@ -76,11 +76,14 @@ def _linear_kernel(number: types.Type):
         num_rows, num_inputs = x.shape
         tiled = np.empty(tiled_size(num_rows, num_inputs), np.uint16)
         tile_rows(tiled, x)
-        groups = (out.shape[1] + GROUP - 1) // GROUP
+        flat, width = out.reshape(-1), out.shape[1]
+        groups = (width + GROUP - 1) // GROUP
         for worker in prange(num_workers):
             sums, config = np.empty(2 * ROWS * GROUP, np.float32), np.zeros(64, np.uint8)
             configure(config, min(num_rows, ROWS))
-            store_product(out, tiled, num_rows, num_inputs, weights, groups, bias, worker, num_workers, sums)
+            store_product(
+                (flat, width), tiled, num_rows, num_inputs, weights, groups, bias, worker, num_workers, sums
+            )  # fmt: skip
             release()
 
     return kernel
@@ -127,6 +130,8 @@ _finishing = njit(fastmath=FASTMATH, error_model="numpy")
 
 @_finishing
 def _add_bias(sums, count, group, bias):
+    if bias.shape[0] == 0:
+        return
     for panel in range(PANELS):
         begin = group * GROUP + panel * OUTPUTS
         for r in range(count):
@@ -135,28 +140,19 @@ def _add_bias(sums, count, group, bias):
                 sums[at + i] += bias[begin + i]
 
 
-@_finishing
-def _store(out, sums, row, count, group, bias):
-    """To rows [num_rows, out] of float32 or bfloat16."""
-    _add_bias(sums, count, group, bias)
-    for panel in range(PANELS):
-        begin = group * GROUP + panel * OUTPUTS
-        for r in range(count):
-            to, at = out[row + r, begin : begin + OUTPUTS], panel * PANEL + r * OUTPUTS
-            for i in range(to.shape[0]):
-                to[i] = narrow(sums[at + i], to[i])
+def _to_rows(put):
+    """Sums to rows [num_rows, out] with `put_run` or `add_run`; out is a multiple of 16."""
 
+    @_finishing
+    def finish(out, sums, row, count, group, bias):
+        _add_bias(sums, count, group, bias)
+        flat, width = out
+        for panel in range(PANELS):
+            column = group * GROUP + panel * OUTPUTS
+            for r in range(count if column < width else 0):
+                put(flat, (row + r) * width + column, sums, panel * PANEL + r * OUTPUTS, OUTPUTS)
 
-@_finishing
-def _add(x, sums, row, count, group, bias):
-    """To rows [num_rows, out] of the residual stream, by addition."""
-    _add_bias(sums, count, group, bias)
-    for panel in range(PANELS):
-        begin = group * GROUP + panel * OUTPUTS
-        for r in range(count):
-            to, at = x[row + r, begin : begin + OUTPUTS], panel * PANEL + r * OUTPUTS
-            for i in range(to.shape[0]):
-                to[i] += sums[at + i]
+    return finish
 
 
 @_finishing
@@ -171,11 +167,12 @@ def _gate(out, sums, row, count, group, bias):
         for i in range(count * OUTPUTS):
             sums[i] = gelu_tanh(sums[i]) * sums[PANEL + i]
     for r in range(count):
-        round_run(tiled, place(row + r, group * OUTPUTS, num_outputs), sums, r * OUTPUTS, OUTPUTS)
+        put_run(tiled, place(row + r, group * OUTPUTS, num_outputs), sums, r * OUTPUTS, OUTPUTS)
 
 
-store_product = product_with(_store)
-add_product = product_with(_add)
+# Their target is (rows, flat; their width).
+store_product = product_with(_to_rows(put_run))
+add_product = product_with(_to_rows(add_run))
 # Gate and up projections in turns; the target is (tiles, their width, the activation's place in ACTIVATIONS).
 gated_product = product_with(_gate)
 

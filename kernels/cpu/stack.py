@@ -31,7 +31,7 @@ from octavo.kernels.cpu import amx, bits, chunks, decode, elementary, linear, ro
 from octavo.kernels.cpu.amx import GROUP, configure, release
 from octavo.kernels.cpu.bits import narrow, source_key
 from octavo.kernels.cpu.chunks import KEYS, TILE_ROWS, attend_items, pack_share, padded_width
-from octavo.kernels.cpu.decode import CHUNK, attend_share, first_items, merge_head
+from octavo.kernels.cpu.decode import CHUNK, attend_share, first_items, merge_head, shared_first
 from octavo.kernels.cpu.elementary import FASTMATH
 from octavo.kernels.cpu.linear import PANEL, add_product, gated_product, store_product
 from octavo.kernels.cpu.team import WORDS, barrier, caller, join, share
@@ -43,8 +43,8 @@ from octavo.kernels.cpu.tiles import (
     norm_head,
     norm_row,
     place,
+    put_run,
     rotate_head,
-    round_run,
     tiled_size,
 )
 
@@ -64,11 +64,11 @@ KV_CACHE, BLOCK_TABLES, SLOTS, NUM_PLACES = range(4)
 
 # What the threads of a step are given: addresses first, then numbers.
 (
-    X, LAYERS, PLACES, POSITIONS, SEQ_LENS, CU_QUERY_LENS, FIRST_CHUNK, FIRST_ITEM, SCALARS, CREW, COUNTERS,
+    X, LAYERS, PLACES, POSITIONS, SEQ_LENS, CU_QUERY_LENS, FIRST_CHUNK, FIRST_ITEM, TURNS, SCALARS, CREW, COUNTERS,
     NORMED, ATTENDED, GATED, QKV_ROWS, BRANCH, PARTIAL, LSE, PACKED,
     NUM_WORKERS, NUM_TOKENS, HIDDEN, INTERMEDIATE, NUM_LAYERS, NUM_BLOCKS, NUM_KV_HEADS, BLOCK_SIZE,
-    NUM_SEQS, NUM_DECODES, NUM_COLUMNS, NUM_ITEMS, NUM_ENTRIES,
-) = range(32)  # fmt: skip
+    NUM_SEQS, NUM_DECODES, NUM_COLUMNS, NUM_ITEMS, NUM_TURNS, NUM_ENTRIES,
+) = range(34)  # fmt: skip
 
 _MINUS_INF = np.float32(-np.inf)
 # For their types.
@@ -106,15 +106,20 @@ class Stack:
         self._hidden, self._intermediate = hidden, intermediate
         self._layers = layers
         self._scalars = np.array([scale, softcap, eps], dtype=np.float32)
-        self._share = _share_of(self._group, head_dim, ACTIVATIONS.index(activation))
+        self._activation = ACTIVATIONS.index(activation)
         self._scratch = np.empty(0, dtype=np.uint8)
+
+    def compile(self) -> int:
+        """Compiles the code for these heads, or loads it, unless that was done before; returns its address."""
+        address: int = _share_of(self._group, self._head_dim, self._activation).address
+        return address
 
     def run(
         self,
         x: FloatArray,
         places: IntArray,
         kv_shape: tuple[int, ...],
-        num_columns: int,
+        tables: IntArray,
         positions: IntArray,
         seq_lens: IntArray,
         cu_query_lens: IntArray,
@@ -128,7 +133,7 @@ class Stack:
             places: int64 [num_layers, NUM_PLACES], addresses of the layers' KV cache (bfloat16, contiguous), block
                 tables (int32 [num_seqs, num_columns], contiguous) and slots (int64 [num_tokens]).
             kv_shape: Of a layer's cache.
-            num_columns: Of the block tables.
+            tables: The block tables of a layer without a window, if there is one.
             positions, seq_lens, cu_query_lens, num_decodes: As in `octavo.kernels.attention.PagedBatch`.
             num_workers: Threads.
         """
@@ -137,7 +142,8 @@ class Stack:
         first_chunk = _running_total(-(-chunk_lens // KEYS))
         first_item = _running_total(-(-query_lens * self._group // TILE_ROWS) * kv_heads)
         num_items = int((-(-seq_lens[:num_decodes] // CHUNK)).sum()) * kv_heads
-        crew, counters = np.zeros(WORDS, dtype=np.int64), np.zeros(len(self._layers), dtype=np.int64)
+        turns = shared_first(tables[:num_decodes], seq_lens[:num_decodes], kv_shape[3], kv_heads)
+        crew, counters = np.zeros(WORDS, dtype=np.int64), np.zeros(2 * len(self._layers), dtype=np.int64)
         num_q_heads = self._group * kv_heads
         scratch = self._reserve(
             2 * tiled_size(num_tokens, self._hidden),
@@ -150,18 +156,18 @@ class Stack:
             2 * int(first_chunk[-1]) * kv_heads * 2 * KEYS * padded_width(head_dim),
         )
         arrays = (
-            x, self._layers, places, positions, seq_lens, cu_query_lens, first_chunk, first_item,
+            x, self._layers, places, positions, seq_lens, cu_query_lens, first_chunk, first_item, turns,
             self._scalars, crew, counters,
         )  # fmt: skip
         frame = np.array(
             [
                 *(array.ctypes.data for array in arrays), *scratch,
                 num_workers, num_tokens, self._hidden, self._intermediate, len(self._layers), kv_shape[0], kv_heads,
-                kv_shape[3], len(seq_lens), num_decodes, num_columns, num_items,
+                kv_shape[3], len(seq_lens), num_decodes, tables.shape[1], num_items, len(turns),
             ],
             dtype=np.int64,
         )  # fmt: skip
-        caller()(self._share.address, frame.ctypes.data, num_workers)
+        caller()(self.compile(), frame.ctypes.data, num_workers)
 
     def _reserve(self, *sizes: int) -> list[int]:
         """Addresses of so many bytes each, on cache lines of their own; the next step has the same memory."""
@@ -205,12 +211,13 @@ def _share_of(group: int, head_dim: int, activation: int):  # noqa: PLR0915 - a 
         cu_query_lens = array_at(frame[CU_QUERY_LENS], (num_seqs + 1,), _INTS)
         first_chunk = array_at(frame[FIRST_CHUNK], (num_seqs - num_decodes + 1,), _LONGS)
         first_item = array_at(frame[FIRST_ITEM], (num_seqs - num_decodes + 1,), _LONGS)
-        counters = array_at(frame[COUNTERS], (frame[NUM_LAYERS],), _LONGS)
+        turns = array_at(frame[TURNS], (frame[NUM_TURNS],), _INTS)
+        counters = array_at(frame[COUNTERS], (2 * frame[NUM_LAYERS],), _LONGS)
         normed = array_at(frame[NORMED], (tiled_size(num_tokens, hidden),), _BFLOATS)
         attended = array_at(frame[ATTENDED], (tiled_size(num_tokens, q_size),), _BFLOATS)
         gated = array_at(frame[GATED], (tiled_size(num_tokens, intermediate),), _BFLOATS)
         qkv = array_at(frame[QKV_ROWS], (num_tokens, num_heads, head_dim), _FLOATS)
-        qkv_rows = array_at(frame[QKV_ROWS], (num_tokens, qkv_size), _FLOATS)
+        qkv_rows = array_at(frame[QKV_ROWS], (num_tokens * qkv_size,), _FLOATS)
         branch = array_at(frame[BRANCH], (num_tokens, hidden), _FLOATS)
         partial = array_at(frame[PARTIAL], (frame[NUM_ITEMS], group, head_dim), _FLOATS)
         lse = array_at(frame[LSE], (frame[NUM_ITEMS], group), _FLOATS)
@@ -225,7 +232,9 @@ def _share_of(group: int, head_dim: int, activation: int):  # noqa: PLR0915 - a 
             norm_share(normed, x, weights[ATTENTION_NORM], eps, row, rank, size)
             barrier(crew, size)
             matrix, bias = weight_at(weights[QKV], qkv_size, hidden), vector_at(weights[QKV_BIAS], qkv_size)
-            store_product(qkv_rows, normed, num_tokens, hidden, matrix, groups_of(qkv_size), bias, rank, size, sums)
+            store_product(
+                (qkv_rows, qkv_size), normed, num_tokens, hidden, matrix, groups_of(qkv_size), bias, rank, size, sums
+            )
             barrier(crew, size)
             kv = array_at(places[layer, KV_CACHE], kv_shape, _BFLOATS)
             slots = array_at(places[layer, SLOTS], (num_tokens,), _LONGS)
@@ -233,7 +242,7 @@ def _share_of(group: int, head_dim: int, activation: int):  # noqa: PLR0915 - a 
             barrier(crew, size)
             tables = array_at(places[layer, BLOCK_TABLES], (num_seqs, frame[NUM_COLUMNS]), _INTS)
             attend(
-                attended, qkv, kv, tables, seq_lens, cu_query_lens, num_decodes, scale, weights[WINDOW],
+                attended, qkv, kv, tables, seq_lens, cu_query_lens, num_decodes, turns, scale, weights[WINDOW],
                 softcap, partial, lse, packed, first_chunk, first_item, counters, layer, crew, config, rank, size,
                 group, head_dim,
             )  # fmt: skip
@@ -264,7 +273,7 @@ def _share_of(group: int, head_dim: int, activation: int):  # noqa: PLR0915 - a 
 
 @_compiled
 def attend(
-    out, qkv, kv, block_tables, seq_lens, cu_query_lens, num_decodes, scale, window, softcap,
+    out, qkv, kv, block_tables, seq_lens, cu_query_lens, num_decodes, turns, scale, window, softcap,
     partial, lse, packed, first_chunk, first_item, counters, layer, crew, config, rank, size,
     group, head_dim,
 ):  # fmt: skip
@@ -274,8 +283,9 @@ def attend(
     first = first_items(seq_lens[:num_decodes], window, num_kv_heads)
     queries = qkv[:num_decodes, :num_q_heads]
     attend_share(
-        partial[: first[num_decodes]], lse, queries, kv, block_tables, seq_lens, first, scale, window, softcap,
-        rank, size, group, head_dim,
+        partial[: first[num_decodes]], lse, queries, kv, block_tables, seq_lens, first,
+        turns if window == 0 else turns[:0], counters, counters.shape[0] // 2 + layer, scale, window, softcap,
+        size, group, head_dim,
     )  # fmt: skip
     lens, starts, tables = seq_lens[num_decodes:], cu_query_lens[num_decodes:], block_tables[num_decodes:]
     pack_share(packed, kv, tables, lens, starts, first_chunk, window, rank, size)
@@ -288,7 +298,7 @@ def attend(
             at, g = first[seq] + head // group * num_chunks, head % group
             merge_head(row, partial[at : at + num_chunks, g], lse[at : at + num_chunks, g], _MINUS_INF)
             for d in range(0, head_dim, ROWS):
-                round_run(out, place(seq, head * head_dim + d, num_q_heads * head_dim), row, d, ROWS)
+                put_run(out, place(seq, head * head_dim + d, num_q_heads * head_dim), row, d, ROWS)
     if first_item[-1] > 0:
         configure(config, ROWS)
         attend_items(
@@ -359,10 +369,14 @@ def add_branch(x, branch, tiled, width, matrix, bias, post_norm, eps, row, crew,
     """Adds a branch's last projection to the residual stream, through its norm if it has one; ends with a barrier."""
     num_tokens, hidden = x.shape
     if post_norm == 0:
-        add_product(x, tiled, num_tokens, width, matrix, groups_of(hidden), bias, rank, size, sums)
+        add_product(
+            (x.reshape(-1), hidden), tiled, num_tokens, width, matrix, groups_of(hidden), bias, rank, size, sums
+        )
         barrier(crew, size)
         return
-    store_product(branch, tiled, num_tokens, width, matrix, groups_of(hidden), bias, rank, size, sums)
+    store_product(
+        (branch.reshape(-1), hidden), tiled, num_tokens, width, matrix, groups_of(hidden), bias, rank, size, sums
+    )
     barrier(crew, size)
     weight = vector_at(post_norm, hidden)
     begin, end = share(num_tokens, rank, size)

@@ -76,9 +76,9 @@ def barrier(team, size):
 
 
 @njit(error_model="numpy")
-def draw(counters, which):
-    """The next number of a counter that the team shares: 0, 1, 2 …"""
-    return _add(counters, which, 1)
+def draw(counters, which, count):
+    """The next ``count`` numbers of a counter that the team shares; returns the first: 0, count, …"""
+    return _add(counters, which, count)
 
 
 @njit(error_model="numpy")

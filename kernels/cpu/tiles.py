@@ -59,7 +59,7 @@ def norm_row(tiles, row, x, weight, eps, normed):
     """
     _scale_row(normed, x, weight, eps)
     for column in range(0, x.shape[0], BLOCK):
-        round_run(tiles, place(row, column, x.shape[0]), normed, column, BLOCK)
+        put_run(tiles, place(row, column, x.shape[0]), normed, column, BLOCK)
 
 
 @_row_wise
@@ -132,26 +132,48 @@ class _BFloat(ir.types.Type):
 
 
 @intrinsic(prefer_literal=True)
-def round_run(typingctx, target, at, source, begin, count):
-    """target[at: at + count] = source[begin: …], rounded to bfloat16.
+def put_run(typingctx, target, at, source, begin, count):
+    """target[at: at + count] = source[begin: …].
 
     There are instructions that round many numbers at once, which no compiler finds behind `bits.narrow`.
 
     Args:
-        target: uint16, contiguous. source: float32, contiguous.
+        target: uint16 (bfloat16, rounded to) or float32, contiguous. source: float32, contiguous.
         count: A literal.
     """
 
-    def codegen(context, builder, signature, args):
-        to, values = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2))
-        wide, narrowed = (ir.VectorType(kind, count.literal_value) for kind in (ir.FloatType(), _BFloat()))
-        pointer = builder.bitcast(builder.gep(values, [args[3]]), wide.as_pointer())
-        rounded = builder.fptrunc(builder.load(pointer, align=4), narrowed)
-        builder.store(rounded, builder.bitcast(builder.gep(to, [args[1]]), narrowed.as_pointer()), align=2)
-        return context.get_dummy_value()
+    def put(builder, _, value):
+        rounded = ir.VectorType(_BFloat(), value.type.count)
+        return builder.fptrunc(value, rounded) if target.dtype == types.uint16 else value
 
+    return _on_runs(target, source, count, put)
+
+
+@intrinsic(prefer_literal=True)
+def add_run(typingctx, target, at, source, begin, count):
+    """target[at: at + count] += source[begin: …], both float32."""
+
+    def add(builder, pointer, value):
+        held = builder.bitcast(pointer, value.type.as_pointer())
+        return builder.fadd(builder.load(held, align=4), value)
+
+    return _on_runs(target, source, count, add)
+
+
+def _on_runs(target, source, count, result):
+    """Signature and code of an intrinsic that stores ``result(builder, target pointer, loaded numbers)``."""
     if not isinstance(count, types.IntegerLiteral):
         return None
+
+    def codegen(context, builder, signature, args):
+        to, values = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2))
+        wide = ir.VectorType(ir.FloatType(), count.literal_value)
+        pointer = builder.bitcast(builder.gep(values, [args[3]]), wide.as_pointer())
+        place = builder.gep(to, [args[1]])
+        value = result(builder, place, builder.load(pointer, align=4))
+        builder.store(value, builder.bitcast(place, value.type.as_pointer()), align=target.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
     return types.void(target, types.intp, source, types.intp, count), codegen
 
 

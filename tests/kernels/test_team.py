@@ -74,7 +74,7 @@ def test_numbers_are_drawn_once() -> None:
     @njit(nogil=True)
     def draw_all(counters, limit):
         drawn = 0
-        while draw(counters, 1) < limit:
+        while draw(counters, 1, 1) < limit:
             drawn += 1
         return drawn
 
@@ -95,7 +95,7 @@ def test_a_function_is_called_by_every_thread() -> None:
 
     @cfunc(types.void(types.int64))
     def draw_one(frame):
-        draw(array_at(frame, (1,), like), 0)
+        draw(array_at(frame, (1,), like), 0, 1)
 
     counters = np.zeros(1, np.int64)
     caller()(draw_one.address, counters.ctypes.data, 2)
