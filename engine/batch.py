@@ -57,8 +57,6 @@ class InputBuffers:
         rows: The scheduler's running sequences. manager: has their block tables.
         max_num_tokens, max_num_seqs: The largest step.
         device: Where the model runs.
-        all_as_chunks: Whether decodes, too, are presented as prompt chunks (of one token), so that one kernel computes
-            every token.
     """
 
     def __init__(
@@ -69,10 +67,8 @@ class InputBuffers:
         max_num_tokens: int,
         max_num_seqs: int,
         device: torch.device,
-        all_as_chunks: bool = False,
     ) -> None:
         self._rows = rows
-        self._all_as_chunks = all_as_chunks
         self._manager = manager
         self._block_size = manager.block_size
         self._ids = _Buffer(max_num_tokens, torch.int64, device)
@@ -103,7 +99,7 @@ class InputBuffers:
                 seq_lens=seq_lens,
                 cu_query_lens=starts,
                 slot_mapping=self._find_slots(group, num_tokens),
-                num_decodes=0 if self._all_as_chunks else plan.num_decodes,
+                num_decodes=plan.num_decodes,
                 max_query_len=int(plan.query_lens.max()),
                 max_seq_len=longest,
             )

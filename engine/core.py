@@ -259,7 +259,6 @@ def _build_runner(
         max_num_tokens=config.scheduler.max_num_batched_tokens,
         max_num_seqs=config.scheduler.max_num_seqs,
         device=decoder.device,
-        all_as_chunks=config.execution.deterministic,
     )
     return ModelRunner(decoder, kv_cache, inputs, Sampler(scheduler.rows, list(shape.eos_token_ids)))
 

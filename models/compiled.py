@@ -10,6 +10,7 @@ from torch import Tensor
 
 from octavo.kernels.attention import PagedBatch
 from octavo.kernels.cpu import amx, stack
+from octavo.kernels.cpu.chunks import TILE_ROWS
 from octavo.kernels.cpu.linear import interleave, workers_for
 from octavo.kernels.cpu.tiles import ACTIVATIONS, BLOCK, ROWS
 from octavo.models.layer_stack import LayerTensors
@@ -25,6 +26,7 @@ def fits(shape: ModelShape, dtype: torch.dtype) -> bool:
         and amx.is_available()
         and all(width % BLOCK == 0 for width in widths)
         and shape.head_dim % ROWS == 0
+        and shape.num_q_heads // shape.num_kv_heads <= TILE_ROWS
         and shape.activation in ACTIVATIONS
     )
 

@@ -72,8 +72,8 @@ class LayerStack(Protocol):
 
     @property
     def is_batch_invariant(self) -> bool:
-        """Whether a token's result depends neither on what is computed with it nor, if all sequences are run as prompt
-        chunks, on how its sequence was cut into chunks."""
+        """Whether a token's result is the same, to the last bit, whatever is computed with it and however its sequence
+        was cut into steps."""
 
 
 class TorchLayers:

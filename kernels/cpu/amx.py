@@ -144,37 +144,68 @@ def multiply(
         return None
 
     def codegen(context, builder, signature, args):
-        row_tiles, fetch = signature.args[10].literal_value, signature.args[11].literal_value
-        total, weight, rows = (_begin(context, builder, signature, args, i) for i in (0, 4, 7))
-
-        def times(value, number):
-            return builder.mul(value, _INT64(number))
-
-        for sum_tile in range(row_tiles * PANELS):
-            _emit(builder, "tilezero", [_BYTE], [_BYTE(sum_tile)])
-        with cgutils.for_range(builder, args[6]) as loop:
-            for i in range(row_tiles):
-                offset = builder.add(times(args[9], 2 * i), times(loop.index, _TILE_BYTES))
-                _emit_load(builder, 4 + i, builder.gep(rows, [offset]))
-                if row_tiles == 2 and not fetch:
-                    _emit_prefetch(builder, rows, builder.add(offset, _INT64(_ROWS_AHEAD * _TILE_BYTES)), _TILE_BYTES)
-            offset = times(loop.index, PANELS * _TILE_BYTES)
-            if fetch:
-                _emit_prefetch(builder, weight, builder.add(offset, _INT64(_AHEAD)), PANELS * _TILE_BYTES)
-            for j in range(PANELS):
-                _emit_load(builder, 6 + j, builder.gep(weight, [builder.add(offset, _INT64(j * _TILE_BYTES))]))
-                for i in range(row_tiles):
-                    names = [_BYTE(i * PANELS + j), _BYTE(4 + i), _BYTE(6 + j)]
-                    _emit(builder, "tdpbf16ps", [_BYTE] * 3, names)
-        for i in range(row_tiles):
-            for j in range(PANELS):
-                offset = builder.add(times(args[2], 4 * i * ROWS), times(args[3], 4 * j))
-                arguments = [_BYTE(i * PANELS + j), builder.gep(total, [offset]), times(args[2], 4)]
-                _emit(builder, "tilestored64", [_BYTE, _POINTER, _INT64], arguments)
+        steps = _INT64(_LINE), _INT64(_TILE_BYTES)
+        _emit_multiply(context, builder, signature, args, row_tiles.literal_value, fetch.literal_value, steps)
         return context.get_dummy_value()
 
     size = types.intp
     return types.void(sums, size, size, size, weights, size, size, x, size, size, row_tiles, fetch), codegen
+
+
+@intrinsic
+def multiply_in_place(
+    typingctx, sums, first_sum, row_step, panel_step, weights, first_weight, blocks, x, first_x, tile, x_row
+):
+    """`multiply` for two tiles of rows that are not in tiles, and the first 16 outputs of a group.
+
+    A row's numbers lie beside each other, and ``x_row`` is how many numbers it is to the next row. Nothing is fetched
+    ahead.
+    """
+
+    def codegen(context, builder, signature, args):
+        steps = builder.mul(args[10], _INT64(2)), _INT64(_LINE)
+        _emit_multiply(context, builder, signature, args, 2, None, steps, panels=1)
+        return context.get_dummy_value()
+
+    size = types.intp
+    return types.void(sums, size, size, size, weights, size, size, x, size, size, size), codegen
+
+
+def _emit_multiply(context, builder, signature, args, row_tiles, fetch, steps, panels=PANELS):
+    """Emits a product; see `multiply`.
+
+    Args:
+        fetch: As there; None for no fetching at all.
+        steps: From a row of x to the next and from a block of 32 inputs to the next, in bytes.
+    """
+    total, weight, rows = (_begin(context, builder, signature, args, i) for i in (0, 4, 7))
+
+    def times(value, number):
+        return builder.mul(value, _INT64(number))
+
+    for i in range(row_tiles):
+        for j in range(panels):
+            _emit(builder, "tilezero", [_BYTE], [_BYTE(i * PANELS + j)])
+    with cgutils.for_range(builder, args[6]) as loop:
+        for i in range(row_tiles):
+            offset = builder.add(times(args[9], 2 * i), builder.mul(loop.index, steps[1]))
+            _emit_load(builder, 4 + i, builder.gep(rows, [offset]), steps[0])
+            if row_tiles == 2 and fetch == 0:
+                _emit_prefetch(builder, rows, builder.add(offset, _INT64(_ROWS_AHEAD * _TILE_BYTES)), _TILE_BYTES)
+        offset = times(loop.index, PANELS * _TILE_BYTES)
+        if fetch:
+            _emit_prefetch(builder, weight, builder.add(offset, _INT64(_AHEAD)), PANELS * _TILE_BYTES)
+        for j in range(panels):
+            pointer = builder.gep(weight, [builder.add(offset, _INT64(j * _TILE_BYTES))])
+            _emit_load(builder, 6 + j, pointer, _INT64(_LINE))
+            for i in range(row_tiles):
+                names = [_BYTE(i * PANELS + j), _BYTE(4 + i), _BYTE(6 + j)]
+                _emit(builder, "tdpbf16ps", [_BYTE] * 3, names)
+    for i in range(row_tiles):
+        for j in range(panels):
+            offset = builder.add(times(args[2], 4 * i * ROWS), times(args[3], 4 * j))
+            arguments = [_BYTE(i * PANELS + j), builder.gep(total, [offset]), times(args[2], 4)]
+            _emit(builder, "tilestored64", [_BYTE, _POINTER, _INT64], arguments)
 
 
 def _begin(context, builder, signature, args, i):
@@ -193,5 +224,5 @@ def _emit_prefetch(builder, pointer, offset, num_bytes):
         builder.call(function, [at, number(0), number(3), number(1)])
 
 
-def _emit_load(builder, tile, pointer):
-    _emit(builder, "tileloadd64", [_BYTE, _POINTER, _INT64], [_BYTE(tile), pointer, _INT64(_LINE)])
+def _emit_load(builder, tile, pointer, row_bytes):
+    _emit(builder, "tileloadd64", [_BYTE, _POINTER, _INT64], [_BYTE(tile), pointer, row_bytes])

@@ -7,18 +7,13 @@ its K and V. The work is cut into items that never look at the rest of the batch
 
 Fixed-size chunks balance ragged batches over the cores and make a sequence's result independent of its company.
 A second pass merges the chunks of each head by their log-sum-exp (flash-decoding). Scores live in units of log 2.
-
-Sequences that share a prefix share its blocks, so their items read the same memory. Taken one after the other they read
-it once, and then from the cache: `shared_first` finds such an order. Only the order changes, hence no result.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from numba import njit, prange, types
 
 from octavo.kernels.cpu import bits, elementary, rows, softmax, team
@@ -27,8 +22,6 @@ from octavo.kernels.cpu.elementary import FASTMATH, LOG2E, exp2, softcapped
 from octavo.kernels.cpu.rows import score_run, weigh_run
 from octavo.kernels.cpu.softmax import exponentiate, largest
 from octavo.kernels.cpu.team import draw
-
-IntArray = npt.NDArray[np.integer[Any]]
 
 CHUNK = 256
 # Items that are drawn together, at most: more share more of what they read, fewer end at the same time.
@@ -67,11 +60,10 @@ def decode_kernel(stored: types.Type, group: int, head_dim: int):
         first_item = first_items(seq_lens[:num_seqs], window, num_kv_heads)
         partial = np.empty((first_item[num_seqs], group, head_dim), np.float32)
         lse = np.empty((first_item[num_seqs], group), np.float32)
-        turns = np.empty(0, np.int32)
         drawn = np.zeros(1, np.int64)
         for _worker in prange(num_workers):
             attend_share(
-                partial, lse, q, kv, block_tables, seq_lens, first_item, turns, drawn, 0, scale, window, softcap,
+                partial, lse, q, kv, block_tables, seq_lens, first_item, drawn, scale, window, softcap,
                 num_workers, group, head_dim,
             )  # fmt: skip
         # Serial: it reads one row of out per CHUNK rows of K and V, and a second fork and join would cost more.
@@ -96,43 +88,15 @@ def first_items(seq_lens, window, num_kv_heads):
     return first
 
 
-def shared_first(block_tables: IntArray, seq_lens: IntArray, block_size: int, num_kv_heads: int) -> IntArray:
-    """An order of the items in which those that read the same blocks follow one another.
-
-    Args:
-        block_tables: int32 [num_seqs, columns]. seq_lens: int32 [num_seqs].
-
-    Returns:
-        int32 [num_items]; empty if no sequences share their first block, and any order will do.
-    """
-    if len(np.unique(block_tables[:, 0])) == len(block_tables):
-        return np.empty(0, dtype=np.int32)
-    chunks = -(-seq_lens // CHUNK)
-    first_chunk = np.cumsum(chunks) - chunks
-    seqs = np.repeat(np.arange(len(seq_lens)), chunks)
-    chunk = np.arange(len(seqs)) - first_chunk[seqs]
-    _, block, owners = np.unique(
-        block_tables[seqs, chunk * CHUNK // block_size], return_inverse=True, return_counts=True
-    )
-    block[owners[block] == 1] = len(owners)  # after all others, as they are
-    heads = np.tile(np.arange(num_kv_heads), len(seqs))
-    items = np.repeat(first_chunk[seqs] * num_kv_heads + chunk, num_kv_heads) + heads * np.repeat(
-        chunks[seqs], num_kv_heads
-    )
-    order = np.lexsort((items, heads, np.repeat(block, num_kv_heads)))
-    return items[order].astype(np.int32)
-
-
 @_compiled
 def attend_share(
-    partial, lse, q, kv, block_tables, seq_lens, first_item, turns, counters, which, scale, window, softcap,
+    partial, lse, q, kv, block_tables, seq_lens, first_item, drawn, scale, window, softcap,
     num_workers, group, head_dim,
 ):  # fmt: skip
     """Draws items, some neighbours at a time, until none is left: neighbours often read the same blocks.
 
     Args:
-        turns: int32 [num_items], the order of the items, or empty.
-        counters, which: Where the workers see what is left.
+        drawn: int64 [1], where the workers see what is left.
     """
     num_items, num_kv_heads = partial.shape[0], kv.shape[2]
     query = np.empty((group, head_dim), np.float32)
@@ -141,11 +105,11 @@ def attend_share(
     turn = end = 0
     while True:
         if turn == end:
-            turn = draw(counters, which, at_once)
+            turn = draw(drawn, 0, at_once)
             end = min(turn + at_once, num_items)
             if turn >= num_items:
                 return
-        item = np.int64(turns[turn]) if turns.shape[0] > 0 else turn
+        item = turn
         turn += 1
         seq = np.searchsorted(first_item, item, side="right") - 1
         chunks = (first_item[seq + 1] - first_item[seq]) // num_kv_heads

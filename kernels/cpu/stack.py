@@ -27,11 +27,20 @@ import numpy as np
 import numpy.typing as npt
 from numba import cfunc, njit, types
 
-from octavo.kernels.cpu import amx, bits, chunks, decode, elementary, linear, rows, softmax, team, tiles
+from octavo.kernels.cpu import amx, bits, chunks, elementary, linear, softmax, team, tiles
 from octavo.kernels.cpu.amx import GROUP, configure, release
 from octavo.kernels.cpu.bits import narrow, source_key
-from octavo.kernels.cpu.chunks import KEYS, TILE_ROWS, attend_items, pack_share, padded_width
-from octavo.kernels.cpu.decode import CHUNK, attend_share, first_items, merge_head, shared_first
+from octavo.kernels.cpu.chunks import (
+    KEYS,
+    TILE_ROWS,
+    attend_decodes,
+    attend_prompts,
+    decode_units,
+    desk_bytes,
+    merge_decodes,
+    pack_share,
+    padded_width,
+)
 from octavo.kernels.cpu.elementary import FASTMATH
 from octavo.kernels.cpu.linear import PANEL, add_product, gated_product, store_product
 from octavo.kernels.cpu.team import WORDS, barrier, caller, join, share
@@ -42,8 +51,6 @@ from octavo.kernels.cpu.tiles import (
     array_at,
     norm_head,
     norm_row,
-    place,
-    put_run,
     rotate_head,
     tiled_size,
 )
@@ -64,13 +71,12 @@ KV_CACHE, BLOCK_TABLES, SLOTS, NUM_PLACES = range(4)
 
 # What the threads of a step are given: addresses first, then numbers.
 (
-    X, LAYERS, PLACES, POSITIONS, SEQ_LENS, CU_QUERY_LENS, FIRST_CHUNK, FIRST_ITEM, TURNS, SCALARS, CREW, COUNTERS,
-    NORMED, ATTENDED, GATED, QKV_ROWS, BRANCH, PARTIAL, LSE, PACKED,
+    X, LAYERS, PLACES, POSITIONS, SEQ_LENS, CU_QUERY_LENS, FIRST_PART, ENTRIES, UNITS, FIRST_CHUNK, FIRST_ITEM,
+    SCALARS, CREW, COUNTERS, NORMED, ATTENDED, GATED, QKV_ROWS, BRANCH, PARTS, PART_SUMS, PACKED, DESKS,
     NUM_WORKERS, NUM_TOKENS, HIDDEN, INTERMEDIATE, NUM_LAYERS, NUM_BLOCKS, NUM_KV_HEADS, BLOCK_SIZE,
-    NUM_SEQS, NUM_DECODES, NUM_COLUMNS, NUM_ITEMS, NUM_TURNS, NUM_ENTRIES,
-) = range(34)  # fmt: skip
+    NUM_SEQS, NUM_DECODES, NUM_COLUMNS, NUM_PARTS, NUM_UNITS, NUM_ENTRIES,
+) = range(37)  # fmt: skip
 
-_MINUS_INF = np.float32(-np.inf)
 # For their types.
 _FLOATS, _BFLOATS = np.empty(0, np.float32), np.empty(0, np.uint16)
 _INTS, _LONGS = np.empty(0, np.int32), np.empty(0, np.int64)
@@ -141,8 +147,9 @@ class Stack:
         chunk_lens, query_lens = seq_lens[num_decodes:], np.diff(cu_query_lens[num_decodes:])
         first_chunk = _running_total(-(-chunk_lens // KEYS))
         first_item = _running_total(-(-query_lens * self._group // TILE_ROWS) * kv_heads)
-        num_items = int((-(-seq_lens[:num_decodes] // CHUNK)).sum()) * kv_heads
-        turns = shared_first(tables[:num_decodes], seq_lens[:num_decodes], kv_shape[3], kv_heads)
+        first_part = _running_total(-(-seq_lens[:num_decodes] // KEYS))
+        entries, units = decode_units(tables[:num_decodes], seq_lens[:num_decodes], kv_shape[3], self._group)
+        num_parts, width = int(first_part[-1]), padded_width(head_dim)
         crew, counters = np.zeros(WORDS, dtype=np.int64), np.zeros(2 * len(self._layers), dtype=np.int64)
         num_q_heads = self._group * kv_heads
         scratch = self._reserve(
@@ -151,19 +158,20 @@ class Stack:
             2 * tiled_size(num_tokens, self._intermediate),
             4 * num_tokens * (num_q_heads + 2 * kv_heads) * head_dim,
             4 * num_tokens * self._hidden,
-            4 * num_items * self._group * head_dim,
-            4 * num_items * self._group,
-            2 * int(first_chunk[-1]) * kv_heads * 2 * KEYS * padded_width(head_dim),
+            4 * num_parts * num_q_heads * width,
+            4 * num_parts * num_q_heads * 2,
+            2 * int(first_chunk[-1]) * kv_heads * 2 * KEYS * width,
+            num_workers * desk_bytes(head_dim),
         )
         arrays = (
-            x, self._layers, places, positions, seq_lens, cu_query_lens, first_chunk, first_item, turns,
-            self._scalars, crew, counters,
+            x, self._layers, places, positions, seq_lens, cu_query_lens, first_part, entries, units,
+            first_chunk, first_item, self._scalars, crew, counters,
         )  # fmt: skip
         frame = np.array(
             [
                 *(array.ctypes.data for array in arrays), *scratch,
                 num_workers, num_tokens, self._hidden, self._intermediate, len(self._layers), kv_shape[0], kv_heads,
-                kv_shape[3], len(seq_lens), num_decodes, tables.shape[1], num_items, len(turns),
+                kv_shape[3], len(seq_lens), num_decodes, tables.shape[1], num_parts, len(units),
             ],
             dtype=np.int64,
         )  # fmt: skip
@@ -188,7 +196,7 @@ def _running_total(counts: IntArray) -> IntArray:
 @cache
 def _share_of(group: int, head_dim: int, activation: int):  # noqa: PLR0915 - a table of arguments and a list of stages
     """A thread's share of all layers, for models of one shape of heads: a C function of a frame's address."""
-    key = source_key(amx, bits, chunks, decode, elementary, linear, rows, softmax, team, tiles)
+    key = source_key(amx, bits, chunks, elementary, linear, softmax, team, tiles)
 
     @cfunc(types.void(types.int64), nopython=True, fastmath=FASTMATH, error_model="numpy", cache=True)
     def go_through(address):  # noqa: PLR0915
@@ -211,7 +219,9 @@ def _share_of(group: int, head_dim: int, activation: int):  # noqa: PLR0915 - a 
         cu_query_lens = array_at(frame[CU_QUERY_LENS], (num_seqs + 1,), _INTS)
         first_chunk = array_at(frame[FIRST_CHUNK], (num_seqs - num_decodes + 1,), _LONGS)
         first_item = array_at(frame[FIRST_ITEM], (num_seqs - num_decodes + 1,), _LONGS)
-        turns = array_at(frame[TURNS], (frame[NUM_TURNS],), _INTS)
+        first_part = array_at(frame[FIRST_PART], (num_decodes + 1,), _LONGS)
+        entries = array_at(frame[ENTRIES], (frame[NUM_PARTS], 2), _INTS)
+        units = array_at(frame[UNITS], (frame[NUM_UNITS],), _LONGS)
         counters = array_at(frame[COUNTERS], (2 * frame[NUM_LAYERS],), _LONGS)
         normed = array_at(frame[NORMED], (tiled_size(num_tokens, hidden),), _BFLOATS)
         attended = array_at(frame[ATTENDED], (tiled_size(num_tokens, q_size),), _BFLOATS)
@@ -219,11 +229,13 @@ def _share_of(group: int, head_dim: int, activation: int):  # noqa: PLR0915 - a 
         qkv = array_at(frame[QKV_ROWS], (num_tokens, num_heads, head_dim), _FLOATS)
         qkv_rows = array_at(frame[QKV_ROWS], (num_tokens * qkv_size,), _FLOATS)
         branch = array_at(frame[BRANCH], (num_tokens, hidden), _FLOATS)
-        partial = array_at(frame[PARTIAL], (frame[NUM_ITEMS], group, head_dim), _FLOATS)
-        lse = array_at(frame[LSE], (frame[NUM_ITEMS], group), _FLOATS)
-        num_packed = first_chunk[-1] * num_kv_heads * 2 * KEYS * padded_width(head_dim)
+        width = padded_width(head_dim)
+        parts = array_at(frame[PARTS], (frame[NUM_PARTS], num_kv_heads, group, width), _FLOATS)
+        part_sums = array_at(frame[PART_SUMS], (frame[NUM_PARTS], num_kv_heads, group, 2), _FLOATS)
+        num_packed = first_chunk[-1] * num_kv_heads * 2 * KEYS * width
         packed = array_at(frame[PACKED], (num_packed,), _BFLOATS)
         kv_shape = (frame[NUM_BLOCKS], 2, num_kv_heads, frame[BLOCK_SIZE], head_dim)
+        desk = frame[DESKS] + rank * desk_bytes(head_dim)
         sums, row = np.empty(2 * PANEL, np.float32), np.empty(hidden, np.float32)
         config = np.zeros(64, np.uint8)
         configure(config, min(num_tokens, ROWS))
@@ -241,11 +253,21 @@ def _share_of(group: int, head_dim: int, activation: int):  # noqa: PLR0915 - a 
             place_share(qkv, kv, positions, slots, weights, eps, rank, size)
             barrier(crew, size)
             tables = array_at(places[layer, BLOCK_TABLES], (num_seqs, frame[NUM_COLUMNS]), _INTS)
-            attend(
-                attended, qkv, kv, tables, seq_lens, cu_query_lens, num_decodes, turns, scale, weights[WINDOW],
-                softcap, partial, lse, packed, first_chunk, first_item, counters, layer, crew, config, rank, size,
-                group, head_dim,
+            window, num_q_heads = weights[WINDOW], group * num_kv_heads
+            lens, starts = seq_lens[num_decodes:], cu_query_lens[num_decodes:]
+            configure(config, ROWS)
+            attend_decodes(
+                parts, part_sums, qkv, kv, tables, seq_lens, entries, units, first_part, counters, 2 * layer,
+                num_q_heads, scale, window, softcap, desk, size,
             )  # fmt: skip
+            pack_share(packed, kv, tables[num_decodes:], lens, starts, first_chunk, window, desk, rank, size)
+            barrier(crew, size)
+            merge_decodes(attended, parts, part_sums, first_part, num_decodes, head_dim, desk, rank, size)
+            attend_prompts(
+                attended, qkv, packed, first_chunk, first_item, counters, 2 * layer + 1, lens, starts,
+                num_q_heads, num_kv_heads, scale, window, softcap, desk,
+            )  # fmt: skip
+            configure(config, min(num_tokens, ROWS))
             barrier(crew, size)
             matrix, bias = weight_at(weights[OUTPUT], hidden, q_size), vector_at(weights[OUTPUT_BIAS], hidden)
             add_branch(
@@ -269,43 +291,6 @@ def _share_of(group: int, head_dim: int, activation: int):  # noqa: PLR0915 - a 
         release()
 
     return go_through
-
-
-@_compiled
-def attend(
-    out, qkv, kv, block_tables, seq_lens, cu_query_lens, num_decodes, turns, scale, window, softcap,
-    partial, lse, packed, first_chunk, first_item, counters, layer, crew, config, rank, size,
-    group, head_dim,
-):  # fmt: skip
-    """A thread's share of a layer's attention; ends without a barrier."""
-    num_kv_heads, num_tokens = kv.shape[2], qkv.shape[0]
-    num_q_heads = group * num_kv_heads
-    first = first_items(seq_lens[:num_decodes], window, num_kv_heads)
-    queries = qkv[:num_decodes, :num_q_heads]
-    attend_share(
-        partial[: first[num_decodes]], lse, queries, kv, block_tables, seq_lens, first,
-        turns if window == 0 else turns[:0], counters, counters.shape[0] // 2 + layer, scale, window, softcap,
-        size, group, head_dim,
-    )  # fmt: skip
-    lens, starts, tables = seq_lens[num_decodes:], cu_query_lens[num_decodes:], block_tables[num_decodes:]
-    pack_share(packed, kv, tables, lens, starts, first_chunk, window, rank, size)
-    barrier(crew, size)
-    row = np.empty(head_dim, np.float32)
-    begin, end = share(num_decodes, rank, size)
-    for seq in range(begin, end):
-        num_chunks = (first[seq + 1] - first[seq]) // num_kv_heads
-        for head in range(num_q_heads):
-            at, g = first[seq] + head // group * num_chunks, head % group
-            merge_head(row, partial[at : at + num_chunks, g], lse[at : at + num_chunks, g], _MINUS_INF)
-            for d in range(0, head_dim, ROWS):
-                put_run(out, place(seq, head * head_dim + d, num_q_heads * head_dim), row, d, ROWS)
-    if first_item[-1] > 0:
-        configure(config, ROWS)
-        attend_items(
-            out, qkv, packed, first_chunk, first_item, counters, layer, lens, starts,
-            num_q_heads, num_kv_heads, scale, window, softcap,
-        )  # fmt: skip
-        configure(config, min(num_tokens, ROWS))
 
 
 @_compiled

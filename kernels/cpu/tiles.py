@@ -138,13 +138,13 @@ def put_run(typingctx, target, at, source, begin, count):
     There are instructions that round many numbers at once, which no compiler finds behind `bits.narrow`.
 
     Args:
-        target: uint16 (bfloat16, rounded to) or float32, contiguous. source: float32, contiguous.
+        target: uint16 (bfloat16) or float32, contiguous. source: the same, or float32 that is rounded to bfloat16.
         count: A literal.
     """
 
     def put(builder, _, value):
         rounded = ir.VectorType(_BFloat(), value.type.count)
-        return builder.fptrunc(value, rounded) if target.dtype == types.uint16 else value
+        return builder.fptrunc(value, rounded) if target.dtype != source.dtype else value
 
     return _on_runs(target, source, count, put)
 
@@ -160,6 +160,94 @@ def add_run(typingctx, target, at, source, begin, count):
     return _on_runs(target, source, count, add)
 
 
+@intrinsic
+def fetch(typingctx, array, num_bytes):
+    """Asks for so many bytes from an array's beginning on, beyond its end if they are more; never faults."""
+
+    def codegen(context, builder, signature, args):
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        begin = builder.bitcast(context.make_array(array)(context, builder, args[0]).data, byte)
+        function_type = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        prefetch = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0i8")
+        index = args[1].type
+        with cgutils.for_range(builder, builder.udiv(builder.add(args[1], index(63)), index(64))) as loop:
+            pointer = builder.gep(begin, [builder.mul(loop.index, index(64))])
+            builder.call(prefetch, [pointer, number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), codegen
+
+
+@intrinsic
+def interleave_rows(typingctx, target, to, source, at, row_step):
+    """16 numbers of each of 16 rows, rows in pairs: 8 rows of 16 pairs.
+
+    Args:
+        target, source: uint16; ``to`` says where the first pair goes, ``at`` where the first number is.
+        row_step: Numbers from a row to the next.
+    """
+
+    def codegen(context, builder, signature, args):
+        target, source = (
+            builder.gep(context.make_array(signature.args[i])(context, builder, args[i]).data, [args[i + 1]])
+            for i in (0, 2)
+        )
+        narrow, wide = ir.VectorType(ir.IntType(16), ROWS), ir.VectorType(ir.IntType(32), ROWS)
+        index = ir.IntType(64)
+
+        def words(row):
+            at = builder.mul(args[4], index(row))
+            pointer = builder.bitcast(builder.gep(source, [at]), narrow.as_pointer())
+            return builder.zext(builder.load(pointer, align=2), wide)
+
+        pairs = [
+            builder.or_(words(row), builder.shl(words(row + 1), ir.Constant(wide, [16] * ROWS)))
+            for row in range(0, ROWS, 2)
+        ]
+        for i, pair in enumerate(pairs):
+            pointer = builder.bitcast(builder.gep(target, [index(i * BLOCK)]), wide.as_pointer())
+            builder.store(pair, pointer, align=2)
+        return context.get_dummy_value()
+
+    return types.void(target, types.intp, source, types.intp, types.intp), codegen
+
+
+@intrinsic
+def transpose_tile(typingctx, target, to, source, at):
+    """A tile of 16 × 16 pairs of numbers, rows made columns.
+
+    Args:
+        target, source: uint16, contiguous; ``to`` and ``at`` say where the tiles begin.
+    """
+
+    def codegen(context, builder, signature, args):
+        number = ir.IntType(32)
+        row = ir.VectorType(number, ROWS)
+        target, source = (
+            builder.bitcast(
+                builder.gep(context.make_array(signature.args[i])(context, builder, args[i]).data, [args[i + 1]]),
+                row.as_pointer(),
+            )
+            for i in (0, 2)
+        )
+        index = ir.IntType(64)
+        rows = [builder.load(builder.gep(source, [index(r)]), align=2) for r in range(ROWS)]
+        lanes = range(ROWS)
+        for step in (1, 2, 4, 8):  # swaps the off-diagonal quarters of blocks of 2, 4, 8 and 16
+            upper = [lane if not lane & step else ROWS + (lane ^ step) for lane in lanes]
+            lower = [lane ^ step if not lane & step else ROWS + lane for lane in lanes]
+            masks = [ir.Constant(ir.VectorType(number, ROWS), order) for order in (upper, lower)]
+            for r in lanes:
+                if not r & step:
+                    pair = rows[r], rows[r + step]
+                    rows[r], rows[r + step] = (builder.shuffle_vector(*pair, mask) for mask in masks)
+        for r in lanes:
+            builder.store(rows[r], builder.gep(target, [index(r)]), align=2)
+        return context.get_dummy_value()
+
+    return types.void(target, types.intp, source, types.intp), codegen
+
+
 def _on_runs(target, source, count, result):
     """Signature and code of an intrinsic that stores ``result(builder, target pointer, loaded numbers)``."""
     if not isinstance(count, types.IntegerLiteral):
@@ -167,10 +255,10 @@ def _on_runs(target, source, count, result):
 
     def codegen(context, builder, signature, args):
         to, values = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2))
-        wide = ir.VectorType(ir.FloatType(), count.literal_value)
+        wide = ir.VectorType(values.type.pointee, count.literal_value)
         pointer = builder.bitcast(builder.gep(values, [args[3]]), wide.as_pointer())
         place = builder.gep(to, [args[1]])
-        value = result(builder, place, builder.load(pointer, align=4))
+        value = result(builder, place, builder.load(pointer, align=source.dtype.bitwidth // 8))
         builder.store(value, builder.bitcast(place, value.type.as_pointer()), align=target.dtype.bitwidth // 8)
         return context.get_dummy_value()
 

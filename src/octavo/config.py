@@ -358,9 +358,7 @@ class ExecutionConfig:
     threads: int | None = option(
         None, "CPU threads for the model; default: the cores this process may use", parse=parse_count
     )
-    deterministic: bool = option(
-        False, "a request gets the same tokens whatever runs beside it, to the last bit; decoding takes longer"
-    )
+    deterministic: bool = option(False, "refuse to start where a request's tokens could depend on what runs beside it")
 
     def __post_init__(self) -> None:
         _one_of(self)

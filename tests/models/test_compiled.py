@@ -163,11 +163,30 @@ def test_a_request_does_not_depend_on_its_company(name: str, models) -> None:
         assert torch.equal(hidden, by_itself), seq
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@pytest.mark.parametrize("num_seqs", [2, 5, 20])
+def test_decodes_that_share_blocks_are_what_they_are_alone(name: str, num_seqs: int, models) -> None:
+    decoder, shared, tail = load(models(name)[0]), 260, 300
+    prompts = [torch.cat((prompt()[:shared], prompt(seed)[shared:])) for seed in range(num_seqs)]
+    together = Cache(decoder, num_seqs)
+    together.tables[:, : shared // BLOCK] = together.tables[0, : shared // BLOCK]
+    together.step((0, prompts[0][:shared], 0))
+    # Some have just begun to differ, others are long past that.
+    lengths = [shared + 1 + 11 * seq % (tail - shared - 1) for seq in range(num_seqs)]
+    for seq, length in enumerate(lengths):
+        together.step((seq, prompts[seq][shared:length], shared))
+    hidden = together.step(*((seq, prompts[seq][length : length + 1], length) for seq, length in enumerate(lengths)))
+    for seq, length in enumerate(lengths):
+        alone = Cache(decoder, num_seqs)
+        alone.step((seq, prompts[seq][:length], 0))
+        assert torch.equal(alone.step((seq, prompts[seq][length : length + 1], length))[0], hidden[seq]), seq
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 def test_how_a_prompt_is_cut_changes_nothing(name: str, models) -> None:
     decoder = load(models(name)[0])
     whole = Cache(decoder, 1).run(prompt(), (LENGTH,))
-    for pieces in ((2, 298), (128, 172), (100, 33, 17, 150), PIECES["small chunks"]):
+    for pieces in ((2, 298), (128, 172), (100, 33, 17, 150), *PIECES.values(), (1,) * LENGTH):
         assert torch.equal(Cache(decoder, 1).run(prompt(), pieces), whole), pieces
 
 
