@@ -27,23 +27,28 @@ import numpy as np
 import numpy.typing as npt
 from numba import cfunc, njit, types
 
-from octavo.kernels.cpu import amx, bits, chunks, elementary, linear, softmax, team, tiles
+from octavo.kernels.cpu import (
+    amx,
+    bits,
+    chunks,
+    elementary,
+    linear,
+    softmax,
+    team,
+    tile_decodes,
+    tile_layout,
+    tile_prompts,
+    tiles,
+)
 from octavo.kernels.cpu.amx import GROUP, configure, release
 from octavo.kernels.cpu.bits import narrow, source_key
-from octavo.kernels.cpu.chunks import (
-    KEYS,
-    TILE_ROWS,
-    attend_decodes,
-    attend_prompts,
-    decode_units,
-    desk_bytes,
-    merge_decodes,
-    pack_share,
-    padded_width,
-)
+from octavo.kernels.cpu.chunks import KEYS, TILE_ROWS
 from octavo.kernels.cpu.elementary import FASTMATH
 from octavo.kernels.cpu.linear import PANEL, add_product, gated_product, store_product
 from octavo.kernels.cpu.team import WORDS, barrier, caller, join, share
+from octavo.kernels.cpu.tile_decodes import attend_decodes, decode_units, merge_decodes
+from octavo.kernels.cpu.tile_layout import desk_bytes, pack_share, padded_width
+from octavo.kernels.cpu.tile_prompts import attend_prompts
 from octavo.kernels.cpu.tiles import (
     ACTIVATIONS,
     ROWS,
@@ -196,7 +201,9 @@ def _running_total(counts: IntArray) -> IntArray:
 @cache
 def _share_of(group: int, head_dim: int, activation: int):  # noqa: PLR0915 - a table of arguments and a list of stages
     """A thread's share of all layers, for models of one shape of heads: a C function of a frame's address."""
-    key = source_key(amx, bits, chunks, elementary, linear, softmax, team, tiles)
+    key = source_key(
+        amx, bits, chunks, elementary, linear, softmax, team, tile_decodes, tile_layout, tile_prompts, tiles
+    )
 
     @cfunc(types.void(types.int64), nopython=True, fastmath=FASTMATH, error_model="numpy", cache=True)
     def go_through(address):  # noqa: PLR0915

@@ -8,7 +8,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from octavo.kernels.cpu.chunks import KEYS, TILE_ROWS, decode_units
+from octavo.kernels.cpu.chunks import KEYS, TILE_ROWS
+from octavo.kernels.cpu.tile_decodes import decode_units
 
 
 def tables_of(seqs: list[list[int]]) -> np.ndarray:

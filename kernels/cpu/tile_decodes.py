@@ -1,0 +1,229 @@
+"""Attention of decodes on AMX tiles; see `octavo.kernels.cpu.chunks`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from octavo.kernels.cpu.amx import GROUP, OUTPUTS, multiply, multiply_in_place
+from octavo.kernels.cpu.chunks import (
+    KEYS,
+    TILE_ROWS,
+    merge,
+    multiply_rows,
+    pack_query,
+    put_weights,
+    store,
+    tile_query,
+    weigh_row,
+)
+from octavo.kernels.cpu.elementary import FASTMATH
+from octavo.kernels.cpu.team import draw, share
+from octavo.kernels.cpu.tile_layout import (
+    fetch_rows,
+    pack_keys,
+    pack_values,
+    pack_values_in_place,
+    padded_width,
+    tile_rows_of,
+    workspace,
+)
+from octavo.kernels.cpu.tiles import BLOCK, ROWS, put_run
+
+IntArray = npt.NDArray[np.integer[Any]]
+
+# Up to so many rows it is cheaper to turn the product round than to lay K out.
+_FEW = 8
+# Items that are drawn together, at most: neighbours often belong to one sequence.
+_NEIGHBOURS = 4
+
+_ZERO, _MINUS_INF = np.float32(0.0), np.float32(-np.inf)
+_compiled = njit(fastmath=FASTMATH, error_model="numpy")
+
+
+def decode_units(block_tables: IntArray, seq_lens: IntArray, block_size: int, group: int) -> tuple[IntArray, IntArray]:
+    """What decodes compute together.
+
+    Args:
+        block_tables: int32 [num_seqs, columns]. seq_lens: int32 [num_seqs].
+        group: Query heads that share a KV head.
+
+    Returns:
+        int32 [num_entries, 2], every (sequence, chunk), those of a unit beside each other; and int64 [num_units + 1],
+        where each unit begins. The sequences of a unit have the same blocks for all of its chunk.
+    """
+    chunks = -(-seq_lens // KEYS)
+    seqs = np.repeat(np.arange(len(seq_lens), dtype=np.int32), chunks)
+    chunk = np.arange(len(seqs), dtype=np.int32) - (np.cumsum(chunks) - chunks)[seqs]
+    alone = np.arange(len(seqs) + 1, dtype=np.int64)
+    at_once = TILE_ROWS // group
+    # Prefixes are shared from the first block on.
+    if at_once < 2 or len(np.unique(block_tables[:, 0])) == len(seq_lens):
+        return np.stack((seqs, chunk), axis=1).astype(np.int32), alone
+    complete = (chunk + 1) * KEYS < seq_lens[seqs]
+    first, last = chunk * KEYS // block_size, ((chunk + 1) * KEYS - 1) // block_size
+    width = block_tables.shape[1]
+    # Blocks have one parent: sequences that agree in a chunk's last block, agree in all before it.
+    tail = np.where(complete, block_tables[seqs, np.minimum(last, width - 1)], -1 - np.arange(len(seqs)))
+    head = np.where(complete, block_tables[seqs, first], 0)
+    order = np.lexsort((seqs, head, tail, chunk))
+    seqs, chunk, tail, head = seqs[order], chunk[order], tail[order], head[order]
+    new = np.ones(len(seqs), dtype=bool)
+    new[1:] = (tail[1:] != tail[:-1]) | (head[1:] != head[:-1]) | (chunk[1:] != chunk[:-1])
+    begins = np.flatnonzero(new)
+    # A unit has no more rows than an item.
+    within = np.arange(len(seqs)) - begins[np.cumsum(new) - 1]
+    starts = np.flatnonzero(within % at_once == 0)
+    return np.stack((seqs, chunk), axis=1).astype(np.int32), np.append(starts, len(seqs)).astype(np.int64)
+
+
+@_compiled
+def attend_decodes(
+    parts, part_sums, qkv, kv, block_tables, seq_lens, entries, units, first_part, counters, which,
+    num_q_heads, scale, window, softcap, desk, num_workers,
+):  # fmt: skip
+    """Draws items until none is left; what comes of them is merged by `merge_decodes`.
+
+    Args:
+        parts: float32 [num_entries, KV heads, group, padded width].
+        part_sums: float32 [num_entries, KV heads, group, 2].
+        qkv: float32 [num_tokens, heads, head_dim], rotated; decodes come first.
+        entries, units: From `decode_units`.
+        first_part: int64 [num_seqs + 1], where each sequence's chunks have their parts.
+        counters, which: What is left is counted there, from zero.
+    """
+    num_kv_heads, head_dim = kv.shape[2], kv.shape[4]
+    group, width = num_q_heads // num_kv_heads, padded_width(head_dim)
+    rows, packed, q, weights, scores, turned, _, part, _, _, row = workspace(desk, width)
+    num_items = (units.shape[0] - 1) * num_kv_heads
+    in_place = kv.shape[3] % ROWS == 0 and width == head_dim  # tiles of K are rows of blocks
+    at_once = max(1, min(_NEIGHBOURS, num_items // (4 * num_workers)))
+    drawn = draw(counters, which, at_once)
+    following = drawn
+    while following < num_items:
+        item = following
+        following += 1
+        if following == drawn + at_once:
+            drawn = draw(counters, which, at_once)
+            following = drawn
+        unit, head = item // num_kv_heads, item % num_kv_heads
+        begin_entry, end_entry = units[unit], units[unit + 1]
+        count = (end_entry - begin_entry) * group
+        seq, start = entries[begin_entry, 0], entries[begin_entry, 1] * KEYS
+        num_keys = min(KEYS, seq_lens[seq] - start)
+        groups = (num_keys + GROUP - 1) // GROUP
+        _load_unit(q, row, qkv, entries[begin_entry:end_entry, 0], head * group, group, scale)
+        # Memory is read ahead while the tiles multiply: V, and then what the next item begins with.
+        fetch_rows(kv, 1, block_tables[seq], head, start, num_keys)
+        if count > _FEW or not in_place:
+            tile_rows_of(rows, kv, 0, block_tables[seq], head, start, num_keys, width)
+        if count > _FEW:
+            _score_many(scores, packed, rows, q, width, count, groups)
+        else:
+            _score_few(scores, turned, rows, kv, block_tables[seq], head, start, num_keys, q, count, in_place)
+        if following < num_items:
+            _fetch_keys(kv, block_tables, seq_lens, entries[units[following // num_kv_heads]], following % num_kv_heads)
+        if in_place and num_keys == KEYS:
+            pack_values_in_place(packed, kv, block_tables[seq], head, start)
+        else:
+            tile_rows_of(rows, kv, 1, block_tables[seq], head, start, num_keys, width)
+            pack_values(packed, 0, rows, width)
+        for r in range(count):
+            owner, chunk = entries[begin_entry + r // group, 0], entries[begin_entry + r // group, 1]
+            begin = max(seq_lens[owner] - window - start, 0) if window > 0 else 0
+            seen = scores[r * KEYS : r * KEYS + groups * GROUP]
+            top, mass = weigh_row(seen, begin, num_keys, softcap)
+            put_weights(weights, r, seen)
+            of_chunk = part_sums[first_part[owner] + chunk, head, r % group]
+            of_chunk[0], of_chunk[1] = top, mass
+        for d in range(width // GROUP):
+            multiply_rows(part, d * GROUP, width, packed, d * KEYS * GROUP, groups * GROUP, weights, KEYS, count)
+        for r in range(count):
+            owner, chunk = entries[begin_entry + r // group, 0], entries[begin_entry + r // group, 1]
+            _put_row(parts[first_part[owner] + chunk, head, r % group], part, r * width)
+
+
+@_compiled
+def _fetch_keys(kv, block_tables, seq_lens, entry, head):
+    """Asks for K of an entry's chunk."""
+    seq, start = entry[0], entry[1] * KEYS
+    fetch_rows(kv, 0, block_tables[seq], head, start, min(KEYS, seq_lens[seq] - start))
+
+
+@_compiled
+def _put_row(target, source, at):
+    for d in range(0, target.shape[0], BLOCK):
+        put_run(target, d, source, at + d, BLOCK)
+
+
+@_compiled
+def _load_unit(q, row, qkv, seqs, first_head, group, scale):
+    """The queries of a unit's sequences, as weights if they are few, else as rows of tiles."""
+    count = seqs.shape[0] * group
+    for r in range(count):
+        query = qkv[seqs[r // group], first_head + r % group]
+        if count <= _FEW:
+            pack_query(q, r, query, row, scale)
+        else:
+            tile_query(q, r, query, row, scale)
+
+
+@_compiled
+def _score_many(scores, packed, rows, q, width, count, groups):
+    """Scores of many rows: Q Kᵀ, with K laid out as weights.
+
+    Args:
+        scores: float32 [32 · KEYS], a row after the other. packed: uint16 [KEYS · width], scratch.
+        rows: K as rows of tiles. q: from `tile_query`. groups: of 32 keys.
+    """
+    pack_keys(packed, 0, rows, width)
+    for g in range(groups):
+        multiply_rows(scores, g * GROUP, KEYS, packed, g * GROUP * width, width, q, width, count)
+
+
+@_compiled
+def _score_few(scores, turned, rows, kv, table, head, start, num_keys, q, count, in_place):
+    """Scores of a few rows, which are the weights here: K Qᵀ, turned round.
+
+    Args:
+        scores: As for `_score_many`. turned: float32 [KEYS · 32], a key after the other, scratch.
+        rows: K as rows of tiles, unless tiles of it lie in place, in blocks.
+        q: From `pack_query`.
+    """
+    size, width = kv.shape[3], kv.shape[4]
+    padded = padded_width(width)
+    block_step, head_step = 2 * kv.shape[2] * size * width, head * size * width
+    for key in range(0, num_keys, 2 * ROWS):
+        to = key * TILE_ROWS
+        if in_place:
+            first, second = start + key, start + min(key + ROWS, num_keys - 1) // ROWS * ROWS
+            at = np.int64(table[first // size]) * block_step + head_step + first % size * width
+            other = np.int64(table[second // size]) * block_step + head_step + second % size * width
+            multiply_in_place(turned, to, TILE_ROWS, OUTPUTS, q, 0, width // BLOCK, kv, at, other - at, width)
+        else:
+            multiply(
+                turned, to, TILE_ROWS, OUTPUTS, q, 0, padded // BLOCK, rows, key * padded, ROWS * padded, 2, 0
+            )  # fmt: skip
+    # What is beyond the keys means nothing, and is weighed with nothing.
+    for r in range(count):
+        for key in range(num_keys):
+            scores[r * KEYS + key] = turned[key * TILE_ROWS + r]
+
+
+@_compiled
+def merge_decodes(out, parts, part_sums, first_part, num_decodes, head_dim, desk, rank, size):
+    """A rank's share of the decodes: all parts of each query, in order, to its row of tiles."""
+    num_kv_heads, group, width = parts.shape[1:]
+    _, _, _, _, _, _, totals, _, every, _, _ = workspace(desk, width)
+    total, sums = totals[0], every[0]
+    begin, end = share(num_decodes, rank, size)
+    for seq in range(begin, end):
+        for head in range(num_kv_heads * group):
+            sums[0], sums[1], total[:] = _MINUS_INF, _ZERO, _ZERO
+            for part in range(first_part[seq], first_part[seq + 1]):
+                of_chunk = part_sums[part, head // group, head % group]
+                merge(total, sums, parts[part, head // group, head % group], of_chunk)
+            store(out, seq, head * head_dim, num_kv_heads * group * head_dim, total[:head_dim], sums[1])

@@ -1,0 +1,159 @@
+"""K and V of a chunk the way tile products want them, and the scratch memory in which that happens.
+
+K as weights   a key is one output          V as weights   a key is one input
+K as rows      of tiles, or where they lie, if blocks hold whole tiles
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from octavo.kernels.cpu.amx import GROUP, OUTPUTS
+from octavo.kernels.cpu.chunks import KEYS, TILE_ROWS
+from octavo.kernels.cpu.elementary import FASTMATH
+from octavo.kernels.cpu.team import share
+from octavo.kernels.cpu.tiles import BLOCK, ROWS, array_at, fetch, interleave_rows, place, put_run, transpose_tile
+
+_FLOATS, _BFLOATS = np.empty(0, np.float32), np.empty(0, np.uint16)  # for their types
+_ZERO = np.float32(0.0)
+_compiled = njit(fastmath=FASTMATH, error_model="numpy")
+
+
+@_compiled
+def padded_width(head_dim):
+    """Numbers of a head as the tiles have it."""
+    return (head_dim + BLOCK - 1) // BLOCK * BLOCK
+
+
+@_compiled
+def desk_bytes(head_dim):
+    """What `workspace` takes for heads of so many numbers."""
+    return (
+        padded_width(head_dim) * (4 * KEYS + 2 * TILE_ROWS + 8 * TILE_ROWS + 4) + KEYS * TILE_ROWS * 10 + 16 * TILE_ROWS
+    )
+
+
+@_compiled
+def workspace(desk, width):
+    """A thread's scratch memory: slices of arrays that nobody counts references to cost nothing.
+
+    Args:
+        desk: Where it begins.
+
+    Returns:
+        K or V as rows of tiles, and as weights; queries; weights of keys; scores, and scores turned round; sums of
+        values, and those of a chunk; the largest scores and the sums of weights, and those of a chunk; a row, zeros.
+    """
+    shapes = (KEYS * width,), (TILE_ROWS * width,), (TILE_ROWS * KEYS,)
+    rows = array_at(desk, shapes[0], _BFLOATS)
+    packed = array_at(desk + 2 * KEYS * width, shapes[0], _BFLOATS)
+    desk += 4 * KEYS * width
+    q = array_at(desk, shapes[1], _BFLOATS)
+    desk += 2 * TILE_ROWS * width
+    weights = array_at(desk, shapes[2], _BFLOATS)
+    desk += 2 * TILE_ROWS * KEYS
+    scores = array_at(desk, shapes[2], _FLOATS)
+    turned = array_at(desk + 4 * TILE_ROWS * KEYS, shapes[2], _FLOATS)
+    desk += 8 * TILE_ROWS * KEYS
+    total = array_at(desk, (TILE_ROWS, width), _FLOATS)
+    part = array_at(desk + 4 * TILE_ROWS * width, shapes[1], _FLOATS)
+    desk += 8 * TILE_ROWS * width
+    sums = array_at(desk, (TILE_ROWS, 2), _FLOATS)
+    of_chunk = array_at(desk + 8 * TILE_ROWS, (TILE_ROWS, 2), _FLOATS)
+    row = array_at(desk + 16 * TILE_ROWS, (width,), _FLOATS)
+    row[:] = _ZERO
+    return rows, packed, q, weights, scores, turned, total, part, sums, of_chunk, row
+
+
+@_compiled
+def pack_share(packed, kv, block_tables, seq_lens, cu_query_lens, first_chunk, window, desk, rank, size):
+    """A rank's share of the chunks of K and V that prompts read.
+
+    Args:
+        packed: uint16, [chunks, KV heads, 2 (K, V), KEYS · padded width], flat.
+        kv: uint16 [num_blocks, 2, KV heads, block_size, head_dim].
+        first_chunk: int64 [num_seqs + 1], each sequence's first chunk, and their number at the end.
+    """
+    num_kv_heads, width = kv.shape[2], padded_width(kv.shape[4])
+    rows = workspace(desk, width)[0]
+    seq = 0
+    begin, end = share(first_chunk[-1] * num_kv_heads, rank, size)
+    for unit in range(begin, end):
+        chunk, head = unit // num_kv_heads, unit % num_kv_heads
+        while first_chunk[seq + 1] <= chunk:
+            seq += 1
+        start = (chunk - first_chunk[seq]) * KEYS
+        query_len = cu_query_lens[seq + 1] - cu_query_lens[seq]
+        if window > 0 and start + KEYS <= seq_lens[seq] - query_len + 1 - window:
+            continue  # behind the first query's window
+        at = unit * 2 * KEYS * width
+        count = min(KEYS, seq_lens[seq] - start)
+        tile_rows_of(rows, kv, 0, block_tables[seq], head, start, count, width)
+        pack_keys(packed, at, rows, width)
+        tile_rows_of(rows, kv, 1, block_tables[seq], head, start, count, width)
+        pack_values(packed, at + KEYS * width, rows, width)
+
+
+@_compiled
+def pack_keys(packed, at, keys, width):
+    """Keys from `tile_rows_of` as weights: a key is one output, and its pairs of numbers lie 16 keys apart."""
+    for tile in range(KEYS // ROWS):
+        for block in range(width // BLOCK):
+            to = at + tile // 2 * GROUP * width + (2 * block + tile % 2) * (ROWS * BLOCK)
+            transpose_tile(packed, to, keys, (tile * (width // BLOCK) + block) * (ROWS * BLOCK))
+
+
+@_compiled
+def pack_values(packed, at, values, width):
+    """Values from `tile_rows_of` as weights: a value is one input, its numbers lie beside its neighbour's."""
+    for tile in range(KEYS // ROWS):
+        for panel in range(width // OUTPUTS):
+            to = at + panel // 2 * (KEYS * GROUP) + tile // 2 * (2 * ROWS * BLOCK) + panel % 2 * (ROWS * BLOCK)
+            to += tile % 2 * (ROWS // 2 * BLOCK)
+            interleave_rows(packed, to, values, place(tile * ROWS, panel * OUTPUTS, width), BLOCK)
+
+
+@_compiled
+def tile_rows_of(tiles, kv, part, table, head, start, count, width):
+    """K (part 0) or V (1) of a chunk as rows of tiles.
+
+    What a product reads beyond the sequence meets weights of zero, and zero times NaN would be NaN; so those are zeros.
+    """
+    if count < KEYS or width > kv.shape[4]:
+        tiles[: KEYS * width] = 0
+    # It walks the slots one by one: a division for each key would cost more than copying it.
+    column, slot = start // kv.shape[3], start % kv.shape[3]
+    for key in range(count):
+        row = kv[np.int64(table[column]), part, head, slot]
+        if kv.shape[4] % BLOCK == 0:
+            for first in range(0, row.shape[0], BLOCK):
+                put_run(tiles, place(key, first, width), row, first, BLOCK)
+        else:
+            for first in range(0, row.shape[0], OUTPUTS):
+                put_run(tiles, place(key, first, width), row, first, OUTPUTS)
+        slot += 1
+        if slot == kv.shape[3]:
+            column, slot = column + 1, 0
+
+
+@_compiled
+def fetch_rows(kv, part, table, head, start, count):
+    """Asks for K (part 0) or V (1) of a chunk."""
+    column, slot, head_bytes = start // kv.shape[3], start % kv.shape[3], 2 * kv.shape[4]
+    while count > 0:
+        run = min(kv.shape[3] - slot, count)
+        fetch(kv[np.int64(table[column]), part, head, slot], run * head_bytes)
+        column, slot, count = column + 1, 0, count - run
+
+
+@_compiled
+def pack_values_in_place(packed, kv, table, head, start):
+    """`pack_values` of a whole chunk, from its blocks."""
+    size, width = kv.shape[3], kv.shape[4]
+    for tile in range(KEYS // ROWS):
+        position = start + tile * ROWS
+        rows = kv[np.int64(table[position // size]), 1, head, position % size]
+        for panel in range(width // OUTPUTS):
+            to = panel // 2 * (KEYS * GROUP) + tile // 2 * (2 * ROWS * BLOCK) + panel % 2 * (ROWS * BLOCK)
+            interleave_rows(packed, to + tile % 2 * (ROWS // 2 * BLOCK), rows, panel * OUTPUTS, width)

@@ -1,0 +1,72 @@
+"""Attention of prompts, whole or in pieces, on AMX tiles; see `octavo.kernels.cpu.chunks`."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from octavo.kernels.cpu.amx import GROUP
+from octavo.kernels.cpu.chunks import KEYS, TILE_ROWS, merge, multiply_rows, put_weights, store, tile_query, weigh_row
+from octavo.kernels.cpu.elementary import FASTMATH
+from octavo.kernels.cpu.team import draw
+from octavo.kernels.cpu.tile_layout import padded_width, workspace
+
+_ZERO, _MINUS_INF = np.float32(0.0), np.float32(-np.inf)
+
+
+@njit(fastmath=FASTMATH, error_model="numpy")
+def attend_prompts(
+    out, qkv, packed, first_chunk, first_item, counters, which,
+    seq_lens, cu_query_lens, num_q_heads, num_kv_heads, scale, window, softcap, desk,
+):  # fmt: skip
+    """Draws items until none is left, those with the most keys of each sequence first.
+
+    Args:
+        out: uint16, tiles of [num_tokens, num_q_heads · head_dim].
+        qkv: float32 [num_tokens, heads, head_dim], rotated.
+        packed, first_chunk: As for `pack_share`.
+        first_item: int64 [num_seqs + 1], each sequence's first item, and their number at the end.
+        counters, which: What is left is counted there, from zero.
+        seq_lens, cu_query_lens: Of the prompts' sequences.
+    """
+    head_dim, group = qkv.shape[2], num_q_heads // num_kv_heads
+    width = padded_width(head_dim)
+    _, _, q, weights, scores, _, total, part, sums, of_chunk, row = workspace(desk, width)
+    num_items = first_item[-1]
+    while True:
+        item = num_items - 1 - draw(counters, which, 1)
+        if item < 0:
+            return
+        seq = np.searchsorted(first_item, item, side="right") - 1
+        tile, head = (item - first_item[seq]) // num_kv_heads, (item - first_item[seq]) % num_kv_heads
+        base, token = tile * TILE_ROWS, cu_query_lens[seq]
+        query_len = cu_query_lens[seq + 1] - token
+        count = min(TILE_ROWS, query_len * group - base)
+        for r in range(count):
+            query = qkv[token + (base + r) // group, head * group + (base + r) % group]
+            tile_query(q, r, query, row, scale)
+        # The first and the last position that the item's queries have.
+        first = seq_lens[seq] - query_len + base // group
+        last = seq_lens[seq] - query_len + (base + count - 1) // group
+        sums[:, 0], sums[:, 1], total[:] = _MINUS_INF, _ZERO, _ZERO
+        earliest = max(first + 1 - window, 0) if window > 0 else 0
+        for chunk in range(earliest // KEYS, last // KEYS + 1):
+            at = ((first_chunk[seq] + chunk) * num_kv_heads + head) * 2 * KEYS * width
+            groups = min(KEYS, last + 1 - chunk * KEYS + GROUP - 1) // GROUP
+            for g in range(groups):
+                multiply_rows(scores, g * GROUP, KEYS, packed, at + g * GROUP * width, width, q, width, count)
+            for r in range(count):
+                position = first + (base + r) // group - base // group
+                begin = max(position + 1 - window - chunk * KEYS, 0) if window > 0 else 0
+                end = min(position + 1 - chunk * KEYS, groups * GROUP)
+                seen = scores[r * KEYS : r * KEYS + groups * GROUP]
+                of_chunk[r, 0], of_chunk[r, 1] = weigh_row(seen, begin, end, softcap)
+                put_weights(weights, r, seen)
+            for d in range(width // GROUP):
+                values = at + KEYS * width + d * KEYS * GROUP
+                multiply_rows(part, d * GROUP, width, packed, values, groups * GROUP, weights, KEYS, count)
+            for r in range(count):
+                merge(total[r], sums[r], part[r * width : (r + 1) * width], of_chunk[r])
+        for r in range(count):
+            column = (head * group + (base + r) % group) * head_dim
+            store(out, token + (base + r) // group, column, num_q_heads * head_dim, total[r, :head_dim], sums[r, 1])
