@@ -110,12 +110,16 @@ def attend_decodes(
             drawn = draw(counters, which, at_once)
             following = drawn
         unit, head = item // num_kv_heads, item % num_kv_heads
-        begin_entry, end_entry = units[unit], units[unit + 1]
-        count = (end_entry - begin_entry) * group
-        seq, start = entries[begin_entry, 0], entries[begin_entry, 1] * KEYS
+        unit_entries = entries[units[unit] : units[unit + 1]]
+        count = unit_entries.shape[0] * group
+        seq, start = unit_entries[0, 0], unit_entries[0, 1] * KEYS
         num_keys = min(KEYS, seq_lens[seq] - start)
         groups = (num_keys + GROUP - 1) // GROUP
-        _load_unit(q, row, qkv, entries[begin_entry:end_entry, 0], head * group, group, scale)
+        if window > 0 and _is_out_of_sight(
+            part_sums, unit_entries, first_part, seq_lens, head, start + num_keys, window
+        ):
+            continue
+        _load_unit(q, row, qkv, unit_entries[:, 0], head * group, group, scale)
         # Memory is read ahead while the tiles multiply: V, and then what the next item begins with.
         fetch_rows(kv, 1, block_tables[seq], head, start, num_keys)
         if count > _FEW or not in_place:
@@ -131,19 +135,42 @@ def attend_decodes(
         else:
             tile_rows_of(rows, kv, 1, block_tables[seq], head, start, num_keys, width)
             pack_values(packed, 0, rows, width)
-        for r in range(count):
-            owner, chunk = entries[begin_entry + r // group, 0], entries[begin_entry + r // group, 1]
-            begin = max(seq_lens[owner] - window - start, 0) if window > 0 else 0
-            seen = scores[r * KEYS : r * KEYS + groups * GROUP]
-            top, mass = weigh_row(seen, begin, num_keys, softcap)
-            put_weights(weights, r, seen)
-            of_chunk = part_sums[first_part[owner] + chunk, head, r % group]
-            of_chunk[0], of_chunk[1] = top, mass
+        _weigh_unit(
+            scores, weights, part_sums, unit_entries, first_part, seq_lens, head, group, num_keys, window, softcap
+        )
         for d in range(width // GROUP):
             multiply_rows(part, d * GROUP, width, packed, d * KEYS * GROUP, groups * GROUP, weights, KEYS, count)
         for r in range(count):
-            owner, chunk = entries[begin_entry + r // group, 0], entries[begin_entry + r // group, 1]
+            owner, chunk = unit_entries[r // group, 0], unit_entries[r // group, 1]
             _put_row(parts[first_part[owner] + chunk, head, r % group], part, r * width)
+
+
+@_compiled
+def _is_out_of_sight(part_sums, unit_entries, first_part, seq_lens, head, end, window):
+    """Whether the keys before ``end`` are behind the windows of all of a unit's sequences; if so, notes it."""
+    for entry in unit_entries:
+        if seq_lens[entry[0]] - window < end:
+            return False
+    for entry in unit_entries:
+        of_chunk = part_sums[first_part[entry[0]] + entry[1], head]
+        of_chunk[:, 0], of_chunk[:, 1] = _MINUS_INF, _ZERO
+    return True
+
+
+@_compiled
+def _weigh_unit(
+    scores, weights, part_sums, unit_entries, first_part, seq_lens, head, group, num_keys, window, softcap
+):  # fmt: skip
+    """Scores of a unit's rows to weights, in tiles, and to what `merge` needs to know of them."""
+    start, padded = unit_entries[0, 1] * KEYS, (num_keys + GROUP - 1) // GROUP * GROUP
+    for r in range(unit_entries.shape[0] * group):
+        owner, chunk = unit_entries[r // group, 0], unit_entries[r // group, 1]
+        begin = max(seq_lens[owner] - window - start, 0) if window > 0 else 0
+        seen = scores[r * KEYS : r * KEYS + padded]
+        top, mass = weigh_row(seen, begin, num_keys, softcap)
+        put_weights(weights, r, seen)
+        of_chunk = part_sums[first_part[owner] + chunk, head, r % group]
+        of_chunk[0], of_chunk[1] = top, mass
 
 
 @_compiled

@@ -14,7 +14,8 @@ GREEDY = SamplingParams(temperature=0, max_tokens=12)
 
 @pytest.fixture(scope="module")
 def llm() -> LLM:
-    return LLM(num_blocks=256, max_model_len=512)
+    # The text is known in float32; in bfloat16 a near tie may decide for another.
+    return LLM(num_blocks=256, max_model_len=512, dtype="float32")
 
 
 def test_prompts_come_back_in_order(llm: LLM) -> None:
