@@ -16,16 +16,13 @@ from functools import cache
 import numpy as np
 from numba import njit, prange, types
 
-from octavo.kernels.cpu import bits, elementary, rows, softmax, team
+from octavo.kernels.cpu import bits, elementary, rows, softmax
 from octavo.kernels.cpu.bits import narrow, source_key, widen
 from octavo.kernels.cpu.elementary import FASTMATH, LOG2E, exp2, softcapped
 from octavo.kernels.cpu.rows import score_run, weigh_run
 from octavo.kernels.cpu.softmax import exponentiate, largest
-from octavo.kernels.cpu.team import draw
 
 CHUNK = 256
-# Items that are drawn together, at most: more share more of what they read, fewer end at the same time.
-_NEIGHBOURS = 8
 
 _ZERO, _ONE, _MINUS_INF = np.float32(0.0), np.float32(1.0), np.float32(-np.inf)
 _compiled = njit(fastmath=FASTMATH, error_model="numpy")
@@ -51,20 +48,19 @@ def decode_kernel(stored: types.Type, group: int, head_dim: int):
     real, number = types.float32, types.int64
     signature = types.void(heads, heads, cache_, tables, lengths, real, number, real, real[::1], number)
 
-    sources = source_key(bits, elementary, rows, softmax, team)
+    sources = source_key(bits, elementary, rows, softmax)
 
     @njit(signature, parallel=True, fastmath=FASTMATH, error_model="numpy", nogil=True, cache=True)
     def decode(out, q, kv, block_tables, seq_lens, scale, window, softcap, sinks, num_workers):
         _ = sources  # a captured constant is part of the key under which numba keeps compiled code
         num_seqs, num_kv_heads = q.shape[0], kv.shape[2]
-        first_item = first_items(seq_lens[:num_seqs], window, num_kv_heads)
+        first_item = _first_items(seq_lens[:num_seqs], window, num_kv_heads)
         partial = np.empty((first_item[num_seqs], group, head_dim), np.float32)
         lse = np.empty((first_item[num_seqs], group), np.float32)
-        drawn = np.zeros(1, np.int64)
-        for _worker in prange(num_workers):
-            attend_share(
-                partial, lse, q, kv, block_tables, seq_lens, first_item, drawn, scale, window, softcap,
-                num_workers, group, head_dim,
+        for worker in prange(num_workers):
+            _attend_share(
+                partial, lse, q, kv, block_tables, seq_lens, first_item, scale, window, softcap,
+                worker, num_workers, group, head_dim,
             )  # fmt: skip
         # Serial: it reads one row of out per CHUNK rows of K and V, and a second fork and join would cost more.
         _merge(out, partial, lse, first_item, num_kv_heads, sinks)
@@ -79,7 +75,7 @@ def _first_key(seq_len, window):
 
 
 @_compiled
-def first_items(seq_lens, window, num_kv_heads):
+def _first_items(seq_lens, window, num_kv_heads):
     """int64 [num_seqs + 1]: the first work item of each sequence, and their number at the end."""
     first = np.zeros(seq_lens.shape[0] + 1, np.int64)
     for seq in range(seq_lens.shape[0]):
@@ -89,29 +85,18 @@ def first_items(seq_lens, window, num_kv_heads):
 
 
 @_compiled
-def attend_share(
-    partial, lse, q, kv, block_tables, seq_lens, first_item, drawn, scale, window, softcap,
-    num_workers, group, head_dim,
+def _attend_share(
+    partial, lse, q, kv, block_tables, seq_lens, first_item, scale, window, softcap,
+    worker, num_workers, group, head_dim,
 ):  # fmt: skip
-    """Draws items, some neighbours at a time, until none is left: neighbours often read the same blocks.
-
-    Args:
-        drawn: int64 [1], where the workers see what is left.
-    """
+    """One worker's share of the items: a contiguous range, because neighbours share their sequence's blocks."""
     num_items, num_kv_heads = partial.shape[0], kv.shape[2]
     query = np.empty((group, head_dim), np.float32)
     scores = np.empty((group, CHUNK), np.float32)
-    at_once = max(1, min(_NEIGHBOURS, num_items // (4 * num_workers)))
-    turn = end = 0
-    while True:
-        if turn == end:
-            turn = draw(drawn, 0, at_once)
-            end = min(turn + at_once, num_items)
-            if turn >= num_items:
-                return
-        item = turn
-        turn += 1
-        seq = np.searchsorted(first_item, item, side="right") - 1
+    seq = 0
+    for item in range(num_items * worker // num_workers, num_items * (worker + 1) // num_workers):
+        while first_item[seq + 1] <= item:
+            seq += 1
         chunks = (first_item[seq + 1] - first_item[seq]) // num_kv_heads
         head, chunk = (item - first_item[seq]) // chunks, (item - first_item[seq]) % chunks
         start = _first_key(seq_lens[seq], window) + chunk * CHUNK
@@ -196,11 +181,11 @@ def _merge(out, partial, lse, first_item, num_kv_heads, sinks):
         for q_head in range(out.shape[1]):
             begin, g = first_item[seq] + q_head // group * chunks, q_head % group
             sink = sinks[q_head] * LOG2E if sinks.shape[0] > 0 else _MINUS_INF
-            merge_head(out[seq, q_head], partial[begin : begin + chunks, g], lse[begin : begin + chunks, g], sink)
+            _merge_head(out[seq, q_head], partial[begin : begin + chunks, g], lse[begin : begin + chunks, g], sink)
 
 
 @_compiled
-def merge_head(out, partial, lse, sink):
+def _merge_head(out, partial, lse, sink):
     """out = Σ_c 2^(lse_c − top) · partial_c / (Σ_c 2^(lse_c − top) + 2^(sink − top)) over the chunks c."""
     top = sink
     for c in range(lse.shape[0]):
