@@ -43,9 +43,9 @@ import numpy.typing as npt
 from octavo.block_manager.manager import BlockManager
 from octavo.config import SchedulerConfig, TenantConfig
 from octavo.scheduler.plan import Sampled, StepPlan, StepResult
-from octavo.scheduler.request import split_stream, stream_of
 from octavo.scheduler.sampling import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
+from octavo.scheduler.streams import split_stream, stream_of
 from octavo.scheduler.tenants import OUTPUT_COST, PROMPT_COST, Tenants
 
 BLOCK_SIZE = 16

@@ -31,8 +31,8 @@ from rich.table import Table
 from octavo import LLM, SamplingParams
 from octavo.block_manager.tiers import Transfer, TransferOutcome
 from octavo.engine.core import EngineCore
-from octavo.engine.messages import AddRequest, EngineStats
-from octavo.scheduler.request import split_stream
+from octavo.engine.messages import AddRequest, EngineStats, packed
+from octavo.scheduler.streams import split_stream
 
 CONCURRENCY = 16
 REQUESTS = 48
@@ -133,7 +133,7 @@ def _closed_loop(core: EngineCore, prompts: Sequence[list[int]]) -> tuple[dict[i
         while in_flight < CONCURRENCY and len(started) < len(prompts):
             key = 1000 + len(started)
             started[key], tokens[key] = time.perf_counter(), []
-            core.add(AddRequest("", prompts[key - 1000], sampling, key=key))
+            core.add(AddRequest("", packed(prompts[key - 1000]), sampling, key=key))
             in_flight += 1
         result = core.step()
         now = time.perf_counter()

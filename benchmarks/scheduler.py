@@ -5,7 +5,8 @@
     python benchmarks/scheduler.py --pool-blocks 100000 10000000        # the pool's size must not matter
 
 The work: prompts of 512 tokens, all different, block size 16, prefix caching on, no model. "Add" is making and queueing
-a request, plus everything it costs the step that admits it beyond a steady step: prefix look-up, 32 blocks, publishing.
+a request out of what the front end's message holds (int32 bytes; in vLLM a list), plus everything it costs the step
+that admits it beyond a steady step: prefix look-up, 32 blocks, publishing.
 The arrivals are staggered, so that in each step one sequence in sixteen crosses into a new block. All figures are
 medians in microseconds; × is vLLM ÷ Octavo. With several pools, vLLM gets the first.
 """
@@ -45,6 +46,7 @@ from scheduler_work import (
 
 from octavo.block_manager.manager import BlockManager
 from octavo.config import SchedulerConfig
+from octavo.engine.messages import packed
 from octavo.scheduler.plan import Sampled, StepPlan, StepResult
 from octavo.scheduler.sampling import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
@@ -81,8 +83,12 @@ class OctavoScheduler:
         pool = self.scheduler.manager.pool
         return pool.nbytes / pool.num_blocks
 
-    def add(self, key: int, prompt: list[int]) -> None:
-        self.scheduler.add(key, prompt, self._sampling)
+    def received(self, prompt: list[int]) -> bytes:
+        return packed(prompt)
+
+    def add(self, key: int, prompt: bytes) -> None:
+        # As `EngineCore.add` does.
+        self.scheduler.add(key, np.frombuffer(prompt, dtype=np.int32), self._sampling)
 
     def abort(self, key: int) -> None:
         self.scheduler.abort(key)

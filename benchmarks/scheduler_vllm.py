@@ -54,6 +54,9 @@ class VllmScheduler:
     def num_running(self) -> int:
         return len(self.scheduler.running)
 
+    def received(self, prompt: list[int]) -> list[int]:
+        return prompt
+
     def add(self, key: int, prompt: list[int]) -> None:
         # Hashes the prompt's blocks.
         request = self._request(str(key), prompt, self._sampling, None, block_hasher=self._hasher)

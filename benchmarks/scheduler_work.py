@@ -85,7 +85,10 @@ class Subject(Protocol):
     def num_running(self) -> int:
         """Sequences that run."""
 
-    def add(self, key: int, prompt: list[int]) -> None:
+    def received(self, prompt: list[int]) -> Any:
+        """A prompt as its front end's message brings it to the engine. Not measured."""
+
+    def add(self, key: int, prompt: Any) -> None:
         """Makes a request for `MAX_OUTPUT` tokens, whatever they are, and queues it."""
 
     def abort(self, key: int) -> None:
@@ -107,15 +110,12 @@ def random_tokens(work: Work) -> list[int]:
 
 
 class Measurement:
-    """One scheduler at work.
-
-    Its prompts are all different, and lists: so the token ids reach an engine from its front end.
-    """
+    """One scheduler at work. Its prompts are all different."""
 
     def __init__(self, subject: Subject, work: Work) -> None:
         self._subject, self._work = subject, work
         shape = (work.running + ROUNDS * work.additions_per_turn, PROMPT)
-        self._prompts = np.random.default_rng(0).integers(0, VOCAB, shape).tolist()
+        self._prompts = list(map(subject.received, np.random.default_rng(0).integers(0, VOCAB, shape).tolist()))
         self._steps: list[tuple[float, float]] = []
         self._additions: list[float] = []
 

@@ -14,7 +14,7 @@ import sys
 import time
 
 from octavo import LLM, SamplingParams
-from octavo.engine.messages import AddRequest
+from octavo.engine.messages import AddRequest, packed
 
 
 def milliseconds(llm: LLM, sequences: int, context: int, new: int, repeats: int) -> float:
@@ -28,7 +28,7 @@ def milliseconds(llm: LLM, sequences: int, context: int, new: int, repeats: int)
                 # What lies before is put into the prefix cache by a request of its own.
                 llm.generate([prompt[: context - new + 1]], SamplingParams(temperature=0, max_tokens=1))
             sampling = SamplingParams(temperature=0, max_tokens=decodes + 1, ignore_eos=True)
-            llm.core.add(AddRequest(str(key), prompt, sampling, key=1_000_000 + key))
+            llm.core.add(AddRequest(str(key), packed(prompt), sampling, key=1_000_000 + key))
         times = []
         while llm.core.has_work:
             start = time.perf_counter()

@@ -20,14 +20,15 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
-from octavo.block_manager.free_list import NULL_BLOCK, FreeList
+from octavo.block_manager.free_list import FreeList
 from octavo.block_manager.groups import LayerGroups
-from octavo.block_manager.pool import BlockCounts
+from octavo.block_manager.loops import NULL_BLOCK
+from octavo.block_manager.pool import BlockCounts, Blocks, Int32s, ids
 from octavo.block_manager.prefix_cache import PrefixCache
 
 
@@ -52,7 +53,7 @@ class ColumnPool:
         num_columns: int,
         groups: LayerGroups,
         cache: PrefixCache,
-        on_evict: Callable[[int], None] | None = None,
+        on_evict: Callable[[list[int]], None] | None = None,
     ) -> None:
         self.num_blocks = num_blocks
         self.num_columns = num_columns
@@ -129,9 +130,9 @@ class ColumnPool:
 
     def take(self) -> int:
         """Gives out one column; see `take_many`."""
-        return self.take_many(1)[0]
+        return int(self.take_many(1)[0])
 
-    def take_many(self, count: int) -> list[int]:
+    def take_many(self, count: int) -> Int32s:
         """Gives out columns without frames to one owner; the caller has checked `available`."""
         while len(self._unused) < count:  # all columns may be cached while blocks are free: some have no frames
             self._evict()
@@ -141,25 +142,26 @@ class ColumnPool:
             self._owners[column] = 1
         self._used_columns += count
         self._references += count
-        return columns
+        return ids(columns)
 
-    def share(self, column: int) -> None:
-        """Adds an owner to a column that is in use or cached; its frames are another matter, see `need`."""
-        if self._owners[column] == 0:
-            assert column in self.cache, f"column {column} is unused and holds nothing to share"
-            self._evictable.remove(column)
-            self._used_columns += 1
-        self._owners[column] += 1
-        self._references += 1
+    def share(self, columns: Blocks) -> None:
+        """Adds an owner to columns that are in use or cached; their frames are another matter, see `need`."""
+        for column in ids(columns).tolist():
+            if self._owners[column] == 0:
+                assert column in self.cache, f"column {column} is unused and holds nothing to share"
+                self._evictable.remove(column)
+                self._used_columns += 1
+            self._owners[column] += 1
+            self._references += 1
 
-    def release(self, columns: Iterable[int]) -> int:
+    def release(self, columns: Blocks) -> int:
         """Takes one owner from each column and returns how many have none left; nobody needs their frames any more.
 
         Args:
-            columns: A sequence's tail before its head.
+            columns: In a sequence's order; its tail is given up before its head.
         """
         ownerless = 0
-        for column in columns:
+        for column in ids(columns)[::-1].tolist():
             assert self._owners[column] > 0, f"column {column} has no owner to lose"
             self._owners[column] -= 1
             self._references -= 1
@@ -233,10 +235,10 @@ class ColumnPool:
 
     def _evict(self) -> None:
         """Gives up what was used least recently."""
-        (node,) = self._evictable.pop(1)
+        node = int(self._evictable.pop(1)[0])
         column = node if node <= self.num_columns else node - self.num_columns
         if self.on_evict is not None:
-            self.on_evict(column)
+            self.on_evict([column])
         if node == column:
             self.evictions += self.num_full
             self.cache.remove(column)

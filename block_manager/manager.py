@@ -19,7 +19,6 @@ first, and goes on in the lower tiers:
 from __future__ import annotations
 
 import time
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
@@ -27,8 +26,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from octavo.block_manager.free_list import NULL_BLOCK
-from octavo.block_manager.hashing import ChainHash, chain_hash, root_content
+from octavo.block_manager.hashing import ALL_BITS, root_content
+from octavo.block_manager.loops import NULL_BLOCK
 from octavo.block_manager.misses import EvictionHistory, Miss, MissReason
 from octavo.block_manager.pins import Pin, Pins
 from octavo.block_manager.pool import BlockPool, DevicePool
@@ -53,6 +52,7 @@ class PrefixMatch(NamedTuple):
         namespace: The namespace that the look-up was made in.
         below: The blocks of lower tiers that follow, in order.
         num_tokens: Tokens that all of them hold.
+        missed: The hash of what the first block that the device lacks would hold, where one was looked for.
         private: What lies below may have been invalidated since it was swapped out: nobody else may find it.
     """
 
@@ -61,6 +61,7 @@ class PrefixMatch(NamedTuple):
     namespace: int
     below: list[Place]
     num_tokens: int
+    missed: int = 0
     private: bool = False
 
 
@@ -103,7 +104,7 @@ class BlockManager:
         floors, ceilings: Of each tenant; see `octavo.block_manager.quota.Quota`.
         pin_budget: Blocks that may be pinned at the same time.
         clock: Seconds, for telling when a block was evicted.
-        hasher: Replaces the content hash, for tests.
+        hash_mask: See `octavo.block_manager.prefix_cache.PrefixCache`.
     """
 
     def __init__(
@@ -119,11 +120,11 @@ class BlockManager:
         ceilings: Sequence[int | None] = (None,),
         pin_budget: int = 0,
         clock: Callable[[], float] = time.monotonic,
-        hasher: ChainHash = chain_hash,
+        hash_mask: int = ALL_BITS,
     ) -> None:
         self.block_size = block_size
         self.tiers = tiers if tiers is not None else Tiers()
-        self.cache, self.pool = self._make_pool(num_blocks, hasher)
+        self.cache, self.pool = self._make_pool(num_blocks, hash_mask)
         self.evicted = EvictionHistory(clock)
         self.quota = Quota(num_blocks, floors, ceilings)
         self.pins = Pins(pin_budget)
@@ -133,15 +134,15 @@ class BlockManager:
         self.deduplicated = 0
         self.prefix_queries = 0
         self.prefix_hits: Counter[Tier] = Counter()
-        self._published = array("i", bytes(4 * num_rows))  # per row: its leading blocks that are indexed
-        self._namespace = array("i", bytes(4 * num_rows))
-        self._tenant = array("i", bytes(4 * num_rows))
+        self._published = np.zeros(num_rows, dtype=np.int32)  # per row: its leading blocks that are indexed
+        self._namespace = np.zeros(num_rows, dtype=np.int32)
+        self._tenant = np.zeros(num_rows, dtype=np.int32)
         self._epochs = Counter[int]()  # tenant -> how often something of it was invalidated
         self._private: set[int] = set()  # rows that publish nothing more: what they began with was invalidated
         self._duplicates: set[int] = set()  # rows whose next block to publish is already someone else's
 
-    def _make_pool(self, num_blocks: int, hasher: ChainHash) -> tuple[PrefixCache, DevicePool]:
-        cache = PrefixCache(num_blocks, self.block_size, hasher)
+    def _make_pool(self, num_blocks: int, hash_mask: int) -> tuple[PrefixCache, DevicePool]:
+        cache = PrefixCache(num_blocks, self.block_size, hash_mask)
         return cache, BlockPool(num_blocks, cache, self._on_evict)
 
     # ── sizes ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -190,32 +191,26 @@ class BlockManager:
         """
         namespace = self.cache.namespaces.id_of((tenant, salt))
         limit = (len(tokens) - 1) // self.block_size
-        content = tokens.tobytes()
-        blocks, idle = self._match_device(content, namespace, limit) if self.prefix_caching else ([], 0)
+        blocks, idle, missed = self._match_device(tokens, namespace, limit) if self.prefix_caching else ([], 0, 0)
+        below: list[Place] = []
         if swapped is not None:
-            below = self._match_swapped(content, namespace, blocks, swapped)
+            below = self._match_swapped(tokens.tobytes(), namespace, blocks, swapped)
         elif self.tiers and self.prefix_caching and len(blocks) < limit:
-            below = self._match_below(content, namespace, blocks, limit)
-        else:
-            below = []
+            below = self._match_below(tokens.tobytes(), namespace, blocks, limit)
         found = len(blocks) + len(below)
         if swapped is None or not below:
-            return PrefixMatch(blocks, idle, namespace, below, found * self.block_size)
+            return PrefixMatch(blocks, idle, namespace, below, found * self.block_size, missed)
         # The tail need not be full.
         num_tokens = swapped.num_tokens if found == len(swapped.places) else found * self.block_size
-        return PrefixMatch(blocks, idle, namespace, below, num_tokens, private=swapped.epoch != self._epochs[tenant])
+        private = swapped.epoch != self._epochs[tenant]
+        return PrefixMatch(blocks, idle, namespace, below, num_tokens, missed, private)
 
-    def _match_device(self, content: bytes, namespace: int, limit: int) -> tuple[list[int], int]:
-        blocks: list[int] = []
-        parent, idle, width = namespace, 0, 4 * self.block_size
-        for index in range(limit):
-            block = self.cache.find(parent, content[index * width : (index + 1) * width])
-            if not block:
-                break
-            idle += self.pool.owners(block) == 0
-            blocks.append(block)
-            parent = block
-        return blocks, idle
+    def _match_device(self, tokens: Tokens, namespace: int, limit: int) -> tuple[list[int], int, int]:
+        """The device's blocks among the first ``limit``, how many have no owner, and the hash of the first it lacks."""
+        blocks, missed = self.cache.find_run(namespace, tokens[: limit * self.block_size])
+        if not len(blocks):
+            return [], 0, missed
+        return blocks.tolist(), int((self.pool.reference_counts[blocks] == 0).sum()), missed
 
     def _match_below(self, content: bytes, namespace: int, blocks: list[int], limit: int) -> list[Place]:
         """What follows the device's blocks in tiers that it is worth coming back from."""
@@ -250,12 +245,14 @@ class BlockManager:
             return Miss(MissReason.SHORTER_THAN_A_BLOCK)
         if not self.prefix_caching:
             return Miss(MissReason.CACHE_OFF)
-        first = tokens[:size].tobytes()
-        key = self.cache.chain_key(match.namespace, tokens[: (found + 1) * size].tobytes())
-        if (seconds := self.evicted.seconds_since(key)) is not None:
+        missed = match.missed
+        if match.below:
+            parent, begin = (match.blocks[-1], len(match.blocks)) if match.blocks else (match.namespace, 0)
+            missed = self.cache.hash_after(parent, tokens[begin * size : (found + 1) * size])
+        if (seconds := self.evicted.seconds_since(missed)) is not None:
             return Miss(MissReason.EVICTED, seconds)
         others = self.cache.namespaces.others(match.namespace, _OTHER_SALTS) if not found else []
-        if any(self.cache.find(other, first) for other in others):
+        if any(len(self.cache.find_run(other, tokens[:size])[0]) for other in others):
             return Miss(MissReason.OTHER_SALT)
         return Miss(MissReason.NEVER_SEEN)
 
@@ -283,11 +280,14 @@ class BlockManager:
         assert self.tables.lengths[row] == 0, f"row {row} is in use"
         available = self.pool.available
         # Matched blocks first: they might be the very ones that taking new blocks would evict.
-        self._share_prefix(match.blocks)
+        if match.blocks:
+            self._share_prefix(match.blocks)
         for place in match.below:
             self.tiers.hold(place)
         fresh = self.pool.take_many(self.columns_for(len(tokens)) - len(match.blocks))
-        self.tables.extend(row, match.blocks + fresh)
+        if match.blocks:
+            self.tables.extend(row, match.blocks)
+        self.tables.extend(row, fresh)
         self._published[row] = len(match.blocks)
         self._namespace[row] = match.namespace
         self._tenant[row] = tenant
@@ -316,11 +316,13 @@ class BlockManager:
         for index, place in enumerate(match.below, len(match.blocks)):
             self.prefix_hits[place.tier] += min(self.block_size, match.num_tokens - index * self.block_size)
 
-    def grow(self, row: int) -> None:
-        """Appends one entry to a row's table; the caller has checked `room` against `blocks_per_column`."""
+    def grow(self, rows: Sequence[int]) -> None:
+        """Appends one entry to each of these rows' tables; the caller has checked `room` for `blocks_per_column`."""
         available = self.pool.available
-        self.tables.extend(row, [self.pool.take()])
-        self._charge(self._tenant[row], available)
+        self.tables.append(rows, self.pool.take_many(len(rows)))
+        taken_each = (available - self.pool.available) // len(rows)
+        for tenant, count in Counter(self._tenant[rows].tolist()).items():
+            self.quota.charge(tenant, count * taken_each)
 
     def slide(self, rows: npt.NDArray[np.int32], num_computed: npt.NDArray[np.int32]) -> None:
         """Gives up what lies behind the windows of rows that compute their next token at these positions."""
@@ -340,8 +342,7 @@ class BlockManager:
         assert self.tables.lengths[target] == 0, f"row {target} is in use"
         available = self.pool.available
         blocks = self.tables.blocks(source)
-        for block in blocks:
-            self.pool.share(block)
+        self.pool.share(blocks)
         self.tables.extend(target, blocks)
         self._published[target] = self._published[source]
         self._namespace[target] = self._namespace[source]
@@ -396,16 +397,31 @@ class BlockManager:
         if self._publish_run(row, tokens, num_computed // self.block_size):
             self._duplicates.add(row)
 
+    def publish_all(self, rows: Tokens, token_ids: Tokens, num_computed: Tokens) -> None:
+        """`publish` for many rows at once.
+
+        Args:
+            rows: int32 ``[n]``. token_ids: int32 ``[num_rows, max_tokens]``. num_computed: int32 ``[n]``.
+        """
+        if not self.prefix_caching:
+            return
+        if self._private:
+            public = np.isin(rows, list(self._private), invert=True)
+            rows, num_computed = rows[public], num_computed[public]
+        ends = num_computed // self.block_size
+        twins = self.cache.publish(self.tables.ids, token_ids, self._namespace, self._published, rows, ends)
+        self._duplicates.update(twins.tolist())
+
     def merge_duplicates(self, row: int, tokens: Tokens, num_computed: int) -> None:
         """After the step: replaces the row's blocks by equal ones that were published before, and publishes on."""
         if row not in self._duplicates:
             return
         self._duplicates.discard(row)
         while twin := self._publish_run(row, tokens, num_computed // self.block_size):
-            index = self._published[row]
+            index = int(self._published[row])
             mine = int(self.tables.ids[row, index])
             available = self.pool.available
-            self.pool.share(twin)
+            self.pool.share((twin,))
             self._merged(row, index, twin, mine)
             self.tables.ids[row, index] = twin
             self.pool.release((mine,))
@@ -505,17 +521,18 @@ class BlockManager:
         """The copies between tiers planned since the last call; they come before everything else in a step."""
         return self.tiers.take_planned()
 
-    def _on_evict(self, block: int) -> None:
-        self.evicted.add(self.cache.key_of(block))
+    def _on_evict(self, blocks: list[int]) -> None:
+        self.evicted.add(map(self.cache.hash_of, blocks))
         if self.tiers.worthwhile:
-            self.tiers.sink(Tier.DEVICE, block, self.cache.content_of(block))
+            for block in blocks:
+                self.tiers.sink(Tier.DEVICE, block, self.cache.content_of(block))
 
     # ── pins and invalidation ─────────────────────────────────────────────────────────────────────────────
 
     def find_pinnable(self, tokens: Tokens, salt: str = "", tenant: int = 0) -> tuple[list[int], int]:
         """The device blocks of all full blocks of some tokens, as far as they are cached, and their namespace."""
         namespace = self.cache.namespaces.id_of((tenant, salt))
-        blocks, _ = self._match_device(tokens.tobytes(), namespace, len(tokens) // self.block_size)
+        blocks, *_ = self._match_device(tokens, namespace, len(tokens) // self.block_size)
         return blocks, namespace
 
     def blocks_to_pin(self, blocks: Sequence[int]) -> int:
@@ -586,7 +603,7 @@ class BlockManager:
             name = name.followed_by(content[index * width : (index + 1) * width])
         on_device = self.cache.descendants(namespace) if self.tiers else []
         forgotten = self.tiers.forget_after(name, map(self.cache.content_of, on_device))
-        blocks, _ = self._match_device(content, namespace, count)
+        blocks, *_ = self._match_device(tokens, namespace, count)
         if len(blocks) < count:
             return forgotten
         for pin in [pin for pin in self.pins.listed() if blocks[-1] in pin.blocks]:
@@ -636,7 +653,7 @@ class BlockManager:
     def _check_published(self, row: int) -> list[str]:
         return [
             f"row {row}'s block {index} counts as published and is not chained to its predecessor"
-            for index in range(self._published[row])
+            for index in range(int(self._published[row]))
             if self.cache.parent_of(int(self.tables.ids[row, index])) != self._parent(row, index)
         ]
 
@@ -648,12 +665,11 @@ class BlockManager:
 
     def _share_prefix(self, blocks: Sequence[int]) -> None:
         """One more owner for the blocks of a prompt's beginning."""
-        for block in blocks:
-            self.pool.share(block)
+        self.pool.share(blocks)
 
     def _release_prefix(self, blocks: Sequence[int]) -> None:
         """Undoes `_share_prefix`."""
-        self.pool.release(reversed(blocks))
+        self.pool.release(blocks)
 
     def _entered(self, row: int, num_matched: int) -> None:
         """A row has got its blocks; so many of them hold KV already."""
@@ -668,19 +684,19 @@ class BlockManager:
     def _merged(self, row: int, index: int, twin: int, mine: int) -> None:
         """A row is about to replace its block by an equal one, of which it is an owner already."""
 
-    def _release_blocks(self, row: int, blocks: list[int]) -> None:
-        """Gives up all blocks of a row, whose table is empty already; the tail comes first."""
-        self.pool.release(reversed(blocks))
+    def _release_blocks(self, row: int, blocks: Tokens) -> None:
+        """Gives up all blocks of a row, whose table is empty already."""
+        self.pool.release(blocks)
 
     def _publish_run(self, row: int, tokens: Tokens, end: int) -> int:
         """Publishes the row's blocks up to index ``end``, or up to the first one that has a twin, which it returns."""
-        first = self._published[row]
+        first = int(self._published[row])
         if end <= first:
             return NULL_BLOCK
-        content = tokens[first * self.block_size : end * self.block_size].tobytes()
-        count, twin = self.cache.insert_run(self.tables.ids[row, first:end].tolist(), self._parent(row, first), content)
+        tokens = tokens[first * self.block_size : end * self.block_size]
+        count, twin = self.cache.insert_run(self.tables.ids[row, first:end], self._parent(row, first), tokens)
         self._published[row] = first + count
         return twin
 
     def _parent(self, row: int, index: int) -> int:
-        return int(self.tables.ids[row, index - 1]) if index else self._namespace[row]
+        return int(self.tables.ids[row, index - 1] if index else self._namespace[row])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 
@@ -15,6 +15,8 @@ class MissReason(enum.StrEnum):
     EVICTED = "evicted"
     OTHER_SALT = "other_salt"
     CACHE_OFF = "cache_off"
+
+    __hash__ = str.__hash__  # that of an enumeration is computed in Python
 
 
 class Miss(NamedTuple):
@@ -37,12 +39,14 @@ class EvictionHistory:
         self._clock = clock
         self._times: dict[int, float] = {}  # oldest first
 
-    def add(self, key: int) -> None:
-        """Notes that a block of this hash is evicted now."""
-        self._times.pop(key, None)
-        self._times[key] = self._clock()
-        if len(self._times) > self._CAPACITY:
-            del self._times[next(iter(self._times))]
+    def add(self, keys: Iterable[int]) -> None:
+        """Notes that blocks of these hashes are evicted now."""
+        now = self._clock()
+        for key in keys:
+            self._times.pop(key, None)
+            self._times[key] = now
+            if len(self._times) > self._CAPACITY:
+                del self._times[next(iter(self._times))]
 
     def seconds_since(self, key: int) -> float | None:
         """How long ago a block of this hash was evicted; None if that is not remembered."""

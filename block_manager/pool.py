@@ -11,24 +11,37 @@ Cached and free blocks share one list: free ones at its head, then cached ones, 
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from octavo.block_manager.free_list import NULL_BLOCK, FreeList
+from octavo.block_manager import loops
+from octavo.block_manager.free_list import FreeList
+from octavo.block_manager.loops import NULL_BLOCK
+
+Int32s = npt.NDArray[np.int32]
+Blocks = Int32s | Sequence[int]
+
+
+def ids(blocks: Blocks) -> Int32s:
+    """Block ids as a contiguous int32 array."""
+    return np.ascontiguousarray(blocks, dtype=np.int32)
 
 
 class ContentIndex(Protocol):
     """What a tier knows of its blocks' content."""
 
+    @property
+    def indexed(self) -> Int32s:
+        """int32 ``[num_blocks + 1]``: not 0 for blocks whose content can be found."""
+
     def __contains__(self, block: int) -> bool:
         """Whether the block's content can be found."""
 
-    def remove(self, block: int) -> None:
-        """Forgets what a block holds."""
+    def remove(self, *blocks: int) -> None:
+        """Forgets what blocks hold."""
 
     def check(self) -> list[str]:
         """Every way in which the index contradicts itself."""
@@ -64,13 +77,13 @@ class DevicePool(Protocol):
     def nbytes(self) -> int: ...
 
     @property
-    def reference_counts(self) -> npt.NDArray[np.int32]: ...
+    def reference_counts(self) -> Int32s: ...
 
     def owners(self, block: int) -> int: ...
     def take(self) -> int: ...
-    def take_many(self, count: int) -> list[int]: ...
-    def share(self, block: int) -> None: ...
-    def release(self, blocks: Iterable[int]) -> int: ...
+    def take_many(self, count: int) -> Int32s: ...
+    def share(self, blocks: Blocks) -> None: ...
+    def release(self, blocks: Blocks) -> int: ...
     def forget(self, block: int) -> None: ...
     def check(self) -> list[str]: ...
 
@@ -93,16 +106,19 @@ class BlockPool(Generic[Index]):
     Args:
         num_blocks: Blocks that can be owned.
         cache: Finds blocks by their content.
-        on_evict: Told of every cached block whose content is about to be given up, while the index still knows it.
+        on_evict: Told of the cached blocks whose content is about to be given up, while the index still knows it.
+
+    Attributes:
+        reference_counts: int32 ``[num_blocks + 1]``, to be read only.
     """
 
-    def __init__(self, num_blocks: int, cache: Index, on_evict: Callable[[int], None] | None = None) -> None:
+    def __init__(self, num_blocks: int, cache: Index, on_evict: Callable[[list[int]], None] | None = None) -> None:
         self.num_blocks = num_blocks
         self.cache = cache
         self.evictions = 0
         self.on_evict = on_evict
         self._free = FreeList(num_blocks)
-        self._owners = array("i", bytes(4 * (num_blocks + 1)))
+        self.reference_counts: Int32s = np.zeros(num_blocks + 1, dtype=np.int32)
         self._idle_cached = 0  # blocks that are in the free list and indexed
         self._shared = 0  # blocks with more than one owner
         self._references = 0  # sum of all reference counts
@@ -110,7 +126,7 @@ class BlockPool(Generic[Index]):
     @property
     def available(self) -> int:
         """Blocks that can be taken now: free ones and cached ones."""
-        return len(self._free)
+        return self._free.size
 
     @property
     def counts(self) -> BlockCounts:
@@ -133,87 +149,79 @@ class BlockPool(Generic[Index]):
     @property
     def nbytes(self) -> int:
         """Bytes of bookkeeping, without the cached blocks' tokens (4 bytes per slot)."""
-        return len(self._owners) * self._owners.itemsize + self._free.nbytes + self.cache.nbytes
+        return self.reference_counts.nbytes + self._free.nbytes + self.cache.nbytes
 
     def owners(self, block: int) -> int:
         """The block's reference count."""
-        return self._owners[block]
-
-    @property
-    def reference_counts(self) -> npt.NDArray[np.int32]:
-        """A view: int32 ``[num_blocks + 1]``, every block's reference count."""
-        return np.frombuffer(self._owners, dtype=np.int32)
+        return int(self.reference_counts[block])
 
     def take(self) -> int:
         """Gives out one block; see `take_many`."""
-        return self.take_many(1)[0]
+        return int(self.take_many(1)[0])
 
-    def take_many(self, count: int) -> list[int]:
+    def take_many(self, count: int) -> Int32s:
         """Gives out blocks to one owner, evicting the least recently used content if need be.
 
         The caller has checked `available`.
         """
-        blocks = self._free.pop(count)
-        owners = self._owners
-        for block in blocks:
-            owners[block] = 1
+        assert count <= self._free.size, f"{count} blocks are to be taken of {self._free.size}"
+        blocks = np.empty(count, dtype=np.int32)
+        loops.take(self._free.links, self.reference_counts, blocks)
+        self._free.size -= count
         self._references += count
-        if not self._idle_cached:  # nobody's content is lost
-            return blocks
-        for block in blocks:
-            if block in self.cache:
-                if self.on_evict is not None:
-                    self.on_evict(block)
-                self.cache.remove(block)
-                self._idle_cached -= 1
-                self.evictions += 1
+        if self._idle_cached:
+            self._evict(blocks[self.cache.indexed[blocks] != 0].tolist())
         return blocks
+
+    def _evict(self, blocks: list[int]) -> None:
+        if not blocks:
+            return
+        if self.on_evict is not None:
+            self.on_evict(blocks)
+        self.cache.remove(*blocks)
+        self._idle_cached -= len(blocks)
+        self.evictions += len(blocks)
 
     def touch(self, block: int) -> None:
         """Makes a cached block the most recently used one; one that has owners will become it anyway."""
-        if self._owners[block] == 0:
+        if self.reference_counts[block] == 0:
             self._free.remove(block)
             self._free.push_tail(block)
 
-    def share(self, block: int) -> None:
-        """Adds an owner to a block that is in use or cached."""
-        owners = self._owners[block]
-        if owners == 0:
-            assert block in self.cache, f"block {block} is free and holds nothing to share"
-            self._free.remove(block)
-            self._idle_cached -= 1
-        elif owners == 1:
-            self._shared += 1
-        self._owners[block] = owners + 1
-        self._references += 1
+    def share(self, blocks: Blocks) -> None:
+        """Adds an owner to each of these blocks, which are in use or cached."""
+        blocks = ids(blocks)
+        idle, single, blank = loops.share(self._free.links, self.reference_counts, self.cache.indexed, blocks)
+        assert not blank, f"block {blank} is free and holds nothing to share"
+        self._free.size -= idle
+        self._idle_cached -= idle
+        self._shared += single
+        self._references += len(blocks)
 
-    def release(self, blocks: Iterable[int]) -> int:
+    def release(self, blocks: Blocks) -> int:
         """Takes one owner from each block and returns how many have none left.
 
         Args:
-            blocks: In the order in which they should be given up: a sequence's tail before its head, so that
-                the beginnings that others may share stay cached longest.
+            blocks: In a sequence's order. Its tail is given up before its head, so that the beginnings that others may
+                share stay cached longest.
         """
-        available = len(self._free)
-        for block in blocks:
-            owners = self._owners[block] - 1
-            assert owners >= 0, f"block {block} has no owner to lose"
-            self._owners[block] = owners
-            self._references -= 1
-            if owners == 1:
-                self._shared -= 1
-            elif owners == 0:
-                if block in self.cache:
-                    self._free.push_tail(block)
-                    self._idle_cached += 1
-                else:
-                    self._free.push_head(block)
-        return len(self._free) - available
+        blocks = ids(blocks)
+        cached: int
+        blank: int
+        cached, blank, single, ownerless = loops.release(
+            self._free.links, self.reference_counts, self.cache.indexed, blocks
+        )
+        assert not ownerless, f"block {ownerless} has no owner to lose"
+        self._free.size += cached + blank
+        self._idle_cached += cached
+        self._shared -= single
+        self._references -= len(blocks)
+        return cached + blank
 
     def forget(self, block: int) -> None:
         """Drops what is known of a block's content; without an owner it becomes free."""
         self.cache.remove(block)
-        if self._owners[block] == 0:
+        if self.reference_counts[block] == 0:
             self._idle_cached -= 1
             self._free.remove(block)
             self._free.push_head(block)
@@ -226,15 +234,15 @@ class BlockPool(Generic[Index]):
             problems.append(f"the free list counts {len(self._free)} blocks and holds {len(set(listed))}")
         free = set(listed)
         for block in range(1, self.num_blocks + 1):
-            owners = self._owners[block]
+            owners = self.owners(block)
             if (owners == 0) != (block in free):
                 problems.append(f"block {block} has {owners} owners and is {'' if block in free else 'not '}free")
-        if self._owners[NULL_BLOCK] or NULL_BLOCK in free or NULL_BLOCK in self.cache:
+        if self.reference_counts[NULL_BLOCK] or NULL_BLOCK in free or NULL_BLOCK in self.cache:
             problems.append("the null block is owned, free or cached")
         expected = {
             "cached": (self._idle_cached, sum(block in self.cache for block in free)),
-            "shared": (self._shared, sum(owners > 1 for owners in self._owners)),
-            "references": (self._references, sum(self._owners)),
+            "shared": (self._shared, int((self.reference_counts > 1).sum())),
+            "references": (self._references, int(self.reference_counts.sum())),
         }
         problems += [f"counts {a} {name}, finds {b}" for name, (a, b) in expected.items() if a != b]
         return problems

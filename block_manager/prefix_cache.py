@@ -13,127 +13,136 @@ duplicates are merged before they can have indexed children), so the id names th
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
+from itertools import islice
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from octavo.block_manager.free_list import NULL_BLOCK
-from octavo.block_manager.hashing import ChainHash, Content, chain_hash, root_content
+from octavo.block_manager import loops
+from octavo.block_manager.hashing import ALL_BITS, Content, new_hasher, root_content
+from octavo.block_manager.loops import NULL_BLOCK
 
-_TOKEN_BYTES = 4
+Int32s = npt.NDArray[np.int32]
 
 
 class PrefixCache:
-    """Index of blocks whose content is known and complete."""
+    """Index of blocks whose content is known and complete.
 
-    def __init__(self, num_blocks: int, block_size: int, hasher: ChainHash = chain_hash) -> None:
+    Args:
+        num_blocks: Ids are ``1 … num_blocks``. block_size: tokens in each.
+        hash_mask: Bits of the hashes that are kept; fewer make them collide, for tests.
+
+    Attributes:
+        indexed: int32 ``[num_blocks + 1]``, each indexed block's parent; 0 for the others.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, hash_mask: int = ALL_BITS) -> None:
         self.block_size = block_size
-        self._hasher = hasher
-        self._width = block_size * _TOKEN_BYTES
-        num_buckets = 1 << num_blocks.bit_length()
-        self._mask = num_buckets - 1
-        self._bucket = array("i", bytes(4 * num_buckets))
-        self._chain = array("i", bytes(4 * (num_blocks + 1)))
-        self._hash = array("q", bytes(8 * (num_blocks + 1)))
-        self._parent = array("i", bytes(4 * (num_blocks + 1)))  # 0: not indexed
+        self._hasher = new_hasher(hash_mask)
+        self._bucket: Int32s = np.zeros(1 << num_blocks.bit_length(), dtype=np.int32)
+        self._chain: Int32s = np.zeros(num_blocks + 1, dtype=np.int32)
+        self._hash: npt.NDArray[np.int64] = np.zeros(num_blocks + 1, dtype=np.int64)
+        self.indexed: Int32s = np.zeros(num_blocks + 1, dtype=np.int32)
         # numpy's zeros are mapped lazily: tokens cost memory only for blocks that were ever cached.
-        self._tokens = np.zeros((num_blocks + 1) * self._width, dtype=np.uint8).data
+        self._tokens: Int32s = np.zeros((num_blocks + 1, block_size), dtype=np.int32)
         self._contents: dict[int, Content] = {}  # of blocks whose content had to be named for another tier
         self._size = 0
-        self.namespaces = Namespaces(hasher)
+        self.namespaces = Namespaces()
 
     def __len__(self) -> int:
         return self._size
 
     def __contains__(self, block: int) -> bool:
-        return self._parent[block] != 0
+        return bool(self.indexed[block])
 
-    def find(self, parent: int, tokens: bytes) -> int:
-        """The block that holds these tokens after this parent, or the null block.
+    @property
+    def _index(self) -> tuple[Any, Any, Any, Any, Any, Any]:
+        """What the loops that look content up are given first."""
+        return self._bucket, self._chain, self._hash, self.indexed, self._tokens, self._hasher
+
+    def find_run(self, parent: int, tokens: Int32s) -> tuple[Int32s, int]:
+        """The blocks that hold these tokens, one after another, up to the first that none holds: int32 ``[≤ n]``.
 
         Args:
-            parent: A block id, or a namespace's (negative) id for the first block of a prompt.
-            tokens: ``block_size`` int32 token ids.
-        """
-        key = self._key(parent, tokens)
-        return self._search(self._bucket[key & self._mask], key, parent, tokens)
+            parent: What the first one follows: a block id, or a namespace's (negative) id at a prompt's beginning.
+            tokens: int32 ``[n · block_size]``, contiguous.
 
-    def insert_run(self, blocks: Iterable[int], parent: int, content: bytes) -> tuple[int, int]:
+        Returns:
+            The blocks, and the hash of what the first missing one would hold (see `hash_after`).
+        """
+        blocks = np.empty(len(tokens) // self.block_size, dtype=np.int32)
+        count, missed = loops.find_run(*self._index, parent, tokens, blocks)
+        return blocks[:count], missed
+
+    def hash_after(self, parent: int, tokens: Int32s) -> int:
+        """The hash that the last of some full blocks would have after this parent; ``tokens`` as for `find_run`."""
+        before = self.hash_of(parent) if parent > 0 else parent
+        found: int = loops.chain_hash(self._hasher, before, tokens, self.block_size)
+        return found
+
+    def insert_run(self, blocks: Int32s, parent: int, tokens: Int32s) -> tuple[int, int]:
         """Indexes blocks that follow one another, up to the first whose content another block stands for already.
 
-        One call for a whole prompt: this loop is most of what adding a request costs.
-
         Args:
-            blocks: In order. Those that are indexed already (a forked sibling's) are taken as they are.
-            parent: What the first one follows: a block id, or a namespace id.
-            content: ``block_size`` int32 token ids for each block.
+            blocks: int32 ``[n]``, in order. Those that are indexed already (a forked sibling's) are taken as they are.
+            parent, tokens: As for `find_run`.
 
         Returns:
             How many of the blocks are indexed now, and the block that stands for the next one's content, or the
             null block if all are.
         """
-        hashes, parents, buckets, chain = self._hash, self._parent, self._bucket, self._chain
-        hasher, mask, width, all_tokens = self._hasher, self._mask, self._width, self._tokens
-        parent_hash, inserted, position, twin = self._hash_of(parent), 0, -1, NULL_BLOCK
-        for position, block in enumerate(blocks):
-            if not parents[block]:
-                tokens = content[position * width : (position + 1) * width]
-                key = hasher(parent_hash, tokens)
-                slot = key & mask
-                if (head := buckets[slot]) and (twin := self._search(head, key, parent, tokens)):
-                    break
-                hashes[block] = key
-                parents[block] = parent
-                all_tokens[block * width : (block + 1) * width] = tokens
-                chain[block] = head
-                buckets[slot] = block
-                inserted += 1
-                if parent < 0:
-                    self.namespaces.count(parent, +1)
-            parent, parent_hash = block, hashes[block]
-        else:
-            position += 1
+        begins = parent < 0 and len(blocks) > 0 and not self.indexed[blocks[0]]
+        count, inserted, twin = loops.insert_run(*self._index, blocks, parent, tokens)
         self._size += inserted
-        return position, twin
+        if begins and count:
+            self.namespaces.count(parent, +1)
+        return count, twin
 
-    def remove(self, block: int) -> None:
-        """Forgets what a block holds."""
-        parent = self._parent[block]
-        assert parent != 0, f"block {block} is not indexed"
-        slot = self._hash[block] & self._mask
-        following = self._chain[block]
-        if self._bucket[slot] == block:
-            self._bucket[slot] = following
-        else:
-            other = self._bucket[slot]
-            while self._chain[other] != block:
-                other = self._chain[other]
-            self._chain[other] = following
-        self._parent[block] = 0
-        self._contents.pop(block, None)
-        self._size -= 1
-        if parent < 0:
-            self.namespaces.count(parent, -1)
+    def publish(
+        self, tables: Int32s, token_ids: Int32s, namespaces: Int32s, published: Int32s, rows: Int32s, ends: Int32s
+    ) -> Int32s:
+        """`insert_run` for many sequences at once.
+
+        Args:
+            tables: int32 ``[num_rows, max_blocks]``. token_ids: int32 ``[num_rows, max_tokens]``.
+            namespaces: Per row. published: per row, its leading blocks that are indexed; brought up to date.
+            rows: int32 ``[n]``. ends: int32 ``[n]``, how many of their leading blocks are complete.
+
+        Returns:
+            The rows that ended at a block whose content another block stands for.
+        """
+        results = np.empty(len(rows), dtype=np.int32)
+        self._size += loops.publish(*self._index, tables, token_ids, namespaces, published, rows, ends, results)
+        for row in rows[results & 1 != 0].tolist():
+            self.namespaces.count(int(namespaces[row]), +1)
+        twins: Int32s = rows[results & 2 != 0]
+        return twins
+
+    def remove(self, *blocks: int) -> None:
+        """Forgets what blocks hold."""
+        for block in blocks:
+            parent = self.parent_of(block)
+            assert parent, f"block {block} is not indexed"
+            if parent < 0:
+                self.namespaces.count(parent, -1)
+            self._contents.pop(block, None)
+        loops.remove(self._bucket, self._chain, self._hash, self.indexed, np.array(blocks, dtype=np.int32))
+        self._size -= len(blocks)
 
     def parent_of(self, block: int) -> int:
         """The parent of an indexed block; 0 if the block is not indexed."""
-        return self._parent[block]
+        return int(self.indexed[block])
 
     def tokens_of(self, block: int) -> bytes:
         """The tokens of an indexed block, as int32 bytes."""
-        return bytes(self._tokens[block * self._width : (block + 1) * self._width])
+        tokens: bytes = self._tokens[block].tobytes()
+        return tokens
 
-    def key_of(self, block: int) -> int:
+    def hash_of(self, block: int) -> int:
         """The hash of an indexed block."""
-        return self._hash[block]
-
-    def chain_key(self, namespace: int, tokens: bytes) -> int:
-        """The hash that the last of these full blocks would have."""
-        key = self.namespaces.hash_of(namespace)
-        for start in range(0, len(tokens), self._width):
-            key = self._hasher(key, tokens[start : start + self._width])
-        return key
+        return int(self._hash[block])
 
     def content_of(self, block: int) -> Content:
         """The name of an indexed block's content that holds in every tier.
@@ -144,7 +153,7 @@ class PrefixCache:
         unnamed = []
         while block > 0 and block not in self._contents:
             unnamed.append(block)
-            block = self._parent[block]
+            block = self.parent_of(block)
         content = self._contents[block] if block > 0 else root_content(block)
         for child in reversed(unnamed):
             content = self._contents[child] = content.followed_by(self.tokens_of(child))
@@ -155,7 +164,7 @@ class PrefixCache:
 
         O(num_blocks · log(longest chain)), in numpy: for administrators, not for steps.
         """
-        parents = np.frombuffer(self._parent, dtype=np.int32)
+        parents = self.indexed
         # Pointer doubling: ``above[block]`` climbs 1, 2, 4 … blocks at a time, and stops at an ancestor.
         above = np.where(parents > 0, parents, np.arange(len(parents), dtype=np.int32))
         found = np.isin(parents, ancestors)
@@ -177,51 +186,33 @@ class PrefixCache:
     @property
     def nbytes(self) -> int:
         """Bytes of bookkeeping, without the tokens themselves (4 bytes per slot)."""
-        return sum(len(a) * a.itemsize for a in (self._bucket, self._chain, self._hash, self._parent))
+        return sum(array.nbytes for array in (self._bucket, self._chain, self._hash, self.indexed))
 
     def check(self) -> list[str]:
         """Every way in which the index contradicts itself; O(num_blocks)."""
         problems = []
         reached = set()
-        for slot, head in enumerate(self._bucket):
+        for slot, head in enumerate(self._bucket.tolist()):
             block = head
             while block != NULL_BLOCK:
                 if block in reached:
                     problems.append(f"block {block} is reached twice in the index")
                     break
                 reached.add(block)
-                if self._hash[block] & self._mask != slot:
+                if self._hash[block] & (len(self._bucket) - 1) != slot:
                     problems.append(f"block {block} hangs in bucket {slot}, not in its hash's")
-                if self._key(self._parent[block], self.tokens_of(block)) != self._hash[block]:
+                if self.hash_after(self.parent_of(block), self._tokens[block]) != self._hash[block]:
                     problems.append(f"block {block}'s hash is not that of its tokens and parent")
-                block = self._chain[block]
-        indexed = {block for block, parent in enumerate(self._parent) if parent != 0}
+                block = int(self._chain[block])
+        indexed = set(np.flatnonzero(self.indexed).tolist())
         if indexed != reached:
             problems.append(f"indexed but unreachable, or reachable but not indexed: {sorted(indexed ^ reached)[:8]}")
-        orphans = [block for block in indexed if self._parent[block] > 0 and self._parent[block] not in indexed]
+        orphans = [b for b in indexed if self.parent_of(b) > 0 and self.parent_of(b) not in indexed]
         if orphans:
             problems.append(f"indexed blocks have outlived their parents: {orphans[:8]}")
         if len(reached) != self._size:
             problems.append(f"the index counts {self._size} blocks and holds {len(reached)}")
         return problems
-
-    def _hash_of(self, parent: int) -> int:
-        return self._hash[parent] if parent > 0 else self.namespaces.hash_of(parent)
-
-    def _key(self, parent: int, tokens: bytes) -> int:
-        return self._hasher(self._hash_of(parent), tokens)
-
-    def _search(self, block: int, key: int, parent: int, tokens: bytes) -> int:
-        """The equal block in the chain that begins with ``block``, or the null block."""
-        while block != NULL_BLOCK:
-            if (
-                self._hash[block] == key
-                and self._parent[block] == parent
-                and self._tokens[block * self._width : (block + 1) * self._width] == tokens
-            ):
-                return block
-            block = self._chain[block]
-        return NULL_BLOCK
 
 
 class Namespaces:
@@ -233,8 +224,7 @@ class Namespaces:
 
     _FORGET_ABOVE = 4096
 
-    def __init__(self, hasher: ChainHash) -> None:
-        self._hasher = hasher
+    def __init__(self) -> None:
         self._ids: dict[Hashable, int] = {}
         self._keys: dict[int, Hashable] = {}
         self._blocks: dict[int, int] = {}
@@ -257,7 +247,8 @@ class Namespaces:
 
     def others(self, namespace: int, limit: int) -> list[int]:
         """Up to ``limit`` other namespaces that have indexed blocks, the youngest first."""
-        return [other for other in reversed(self._blocks) if other != namespace][:limit]
+        youngest = islice(reversed(self._blocks), limit + 1)
+        return [other for other in youngest if other != namespace][:limit]
 
     def matching(self, tenant: Hashable, salt: Hashable | None) -> list[tuple[int, Hashable]]:
         """(id, key) of the namespaces of a tenant, or of the one with this salt; keys are (tenant, salt)."""
@@ -270,10 +261,6 @@ class Namespaces:
     def renew(self, key: Hashable) -> None:
         """Gives a key a new id at its next use: nothing that was indexed under the old one is found again."""
         self._keys.pop(self._ids.pop(key), None)
-
-    def hash_of(self, namespace: int) -> int:
-        """What a first block's hash is chained to."""
-        return self._hasher(namespace, b"")
 
     def count(self, namespace: int, change: int) -> None:
         """Notes that a first block of this namespace was indexed (+1) or forgotten (-1)."""

@@ -50,6 +50,8 @@ class Quota:
         for tenant, (floor, ceiling) in enumerate(zip(self.floors, self.ceilings, strict=True)):
             if floor > ceiling:
                 raise ConfigError(f"tenant {tenant} has a floor of {floor} blocks above its ceiling of {ceiling}")
+        unbound = total - sum(self.floors)
+        self._capacities = [min(c, unbound + f) for c, f in zip(self.ceilings, self.floors, strict=True)]
         self.used = [0] * len(self.floors)
         self.limited = any(self.floors) or any(ceiling < total for ceiling in self.ceilings)
 
@@ -94,8 +96,7 @@ class Quota:
 
     def capacity(self, tenant: int) -> int:
         """The most blocks that a tenant can ever hold."""
-        others = sum(self.floors) - self.floors[tenant]
-        return min(self.ceilings[tenant], self._total - others)
+        return self._capacities[tenant]
 
     def yields_to(self, tenant: int, needs: Mapping[int, int] | None = None) -> list[bool]:
         """Per tenant: whether a sequence of it that gives way leaves ``tenant`` more; it does not below its floor.
@@ -124,9 +125,9 @@ class Quota:
         return problems
 
     def _headroom(self, tenant: int, available: int, freed: Mapping[int, int]) -> int:
-        available += sum(freed.values())
         if not self.limited:
-            return available
+            return available + sum(freed.values()) if freed else available
+        available += sum(freed.values())
         used = [used - freed.get(other, 0) for other, used in enumerate(self.used)]
         kept = sum(max(0, floor - used[other]) for other, floor in enumerate(self.floors) if other != tenant)
         return min(self.ceilings[tenant] - used[tenant], available - kept)

@@ -8,10 +8,12 @@ never rebuilt, only the entries that change are written. Entries past a row's le
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
-from octavo.block_manager.free_list import NULL_BLOCK
+from octavo.block_manager.loops import NULL_BLOCK
 
 
 class BlockTables:
@@ -31,15 +33,20 @@ class BlockTables:
         ids: list[int] = self.ids[row, : self.lengths[row]].tolist()
         return ids
 
-    def extend(self, row: int, blocks: list[int]) -> None:
+    def extend(self, row: int, blocks: npt.NDArray[np.int32] | Sequence[int]) -> None:
         """Appends blocks to a row."""
         length = int(self.lengths[row])
         self.ids[row, length : length + len(blocks)] = blocks
         self.lengths[row] = length + len(blocks)
 
-    def clear(self, row: int) -> list[int]:
+    def append(self, rows: Sequence[int], blocks: npt.NDArray[np.int32]) -> None:
+        """Appends one block to each of these rows."""
+        self.ids[rows, self.lengths[rows]] = blocks
+        self.lengths[rows] += 1
+
+    def clear(self, row: int) -> npt.NDArray[np.int32]:
         """Empties a row and returns what was in it."""
-        blocks = self.blocks(row)
+        blocks = self.ids[row, : self.lengths[row]].copy()
         self.ids[row, : len(blocks)] = NULL_BLOCK
         self.lengths[row] = 0
         return blocks

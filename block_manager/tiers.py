@@ -25,6 +25,9 @@ from collections.abc import Container, Iterable
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from octavo.block_manager.hashing import Content, root_content
 from octavo.block_manager.pool import BlockCounts, BlockPool
 
@@ -35,6 +38,8 @@ class Tier(enum.IntEnum):
     DEVICE = 0
     HOST = 1
     DISK = 2
+
+    __hash__ = int.__hash__  # that of an enumeration is computed in Python, and tiers are keys in what steps count
 
 
 class Transfer(NamedTuple):
@@ -75,9 +80,14 @@ class Place(NamedTuple):
 
 
 class ContentBlocks:
-    """Index of a lower tier: content → block."""
+    """Index of a lower tier: content → block.
 
-    def __init__(self) -> None:
+    Attributes:
+        indexed: int32 ``[num_blocks + 1]``, 1 for blocks whose content is known.
+    """
+
+    def __init__(self, num_blocks: int) -> None:
+        self.indexed: npt.NDArray[np.int32] = np.zeros(num_blocks + 1, dtype=np.int32)
         self._blocks: dict[bytes, int] = {}
         self._contents: dict[int, Content] = {}
 
@@ -93,10 +103,13 @@ class ContentBlocks:
         assert content.digest not in self._blocks, f"block {block} holds what block {self.find(content.digest)} holds"
         self._blocks[content.digest] = block
         self._contents[block] = content
+        self.indexed[block] = 1
 
-    def remove(self, block: int) -> None:
-        """Forgets what a block holds."""
-        del self._blocks[self._contents.pop(block).digest]
+    def remove(self, *blocks: int) -> None:
+        """Forgets what blocks hold."""
+        for block in blocks:
+            del self._blocks[self._contents.pop(block).digest]
+            self.indexed[block] = 0
 
     def content_of(self, block: int) -> Content:
         """What a block holds."""
@@ -114,7 +127,9 @@ class ContentBlocks:
     def check(self) -> list[str]:
         """Every way in which the index contradicts itself."""
         mirrored = {block: content.digest for block, content in self._contents.items()}
-        return [] if mirrored == {b: d for d, b in self._blocks.items()} else ["digests and blocks disagree"]
+        agree = mirrored == {b: d for d, b in self._blocks.items()}
+        agree &= sorted(mirrored) == np.flatnonzero(self.indexed).tolist()
+        return [] if agree else ["digests and blocks disagree"]
 
 
 Level = BlockPool[ContentBlocks]
@@ -137,7 +152,7 @@ class Tiers:
         self._levels: dict[Tier, Level] = {}
         for tier, size in ((Tier.HOST, num_host_blocks), (Tier.DISK, num_disk_blocks)):
             if size:
-                self._levels[tier] = BlockPool(size, ContentBlocks(), partial(self._sink_further, tier))
+                self._levels[tier] = BlockPool(size, ContentBlocks(size), partial(self._sink_further, tier))
         self.worthwhile: frozenset[Tier] = frozenset(self._levels)
         self.copied: Counter[tuple[Tier, Tier]] = Counter()
         self.lost = 0
@@ -183,8 +198,9 @@ class Tiers:
                 level.release((target,))
                 return
 
-    def _sink_further(self, tier: Tier, block: int) -> None:
-        self.sink(tier, block, self._levels[tier].cache.content_of(block))
+    def _sink_further(self, tier: Tier, blocks: list[int]) -> None:
+        for block in blocks:
+            self.sink(tier, block, self._levels[tier].cache.content_of(block))
 
     # ── swapped-out sequences ─────────────────────────────────────────────────────────────────────────────
 
@@ -201,7 +217,7 @@ class Tiers:
 
     def hold(self, place: Place) -> None:
         """Keeps a block's content until `drop`."""
-        self._levels[place.tier].share(place.block)
+        self._levels[place.tier].share((place.block,))
 
     def drop(self, places: Iterable[Place]) -> None:
         """Ends the holding of blocks; what has a content name stays cached. A sequence's tail comes first."""
@@ -279,7 +295,7 @@ class Tiers:
 
     def _take(self, tier: Tier, content: Content | None) -> int:
         level = self._levels[tier]
-        (block,) = level.take_many(1)
+        block = level.take()
         if content is not None:
             level.cache.insert(block, content)
         return block

@@ -27,7 +27,6 @@ import numpy.typing as npt
 
 from octavo.block_manager.column_pool import ColumnPool
 from octavo.block_manager.groups import Footprint, LayerGroups
-from octavo.block_manager.hashing import ChainHash
 from octavo.block_manager.manager import (
     BlockCopy,
     BlockManager,
@@ -68,8 +67,8 @@ class WindowedBlockManager(BlockManager):
         super().__init__(**options)
         assert not self.tiers, "blocks of windowed layers have no place in lower tiers"
 
-    def _make_pool(self, num_blocks: int, hasher: ChainHash) -> tuple[PrefixCache, ColumnPool]:
-        cache = PrefixCache(self._num_columns, self.block_size, hasher)
+    def _make_pool(self, num_blocks: int, hash_mask: int) -> tuple[PrefixCache, ColumnPool]:
+        cache = PrefixCache(self._num_columns, self.block_size, hash_mask)
         self.columns = ColumnPool(num_blocks, self._num_columns, self.groups, cache, self._on_evict)
         return cache, self.columns
 
@@ -109,7 +108,8 @@ class WindowedBlockManager(BlockManager):
         match = super().match_prefix(tokens, salt, tenant, swapped)
         columns = self._with_frames(match.blocks)
         idle = sum(self.pool.owners(column) == 0 for column in columns)
-        return match._replace(blocks=columns, idle=idle, num_tokens=len(columns) * self.block_size)
+        missed = self.cache.hash_of(match.blocks[len(columns)]) if len(columns) < len(match.blocks) else match.missed
+        return match._replace(blocks=columns, idle=idle, num_tokens=len(columns) * self.block_size, missed=missed)
 
     def _with_frames(self, columns: list[int]) -> list[int]:
         """The longest beginning of these columns after which a token can be computed."""
@@ -128,7 +128,7 @@ class WindowedBlockManager(BlockManager):
         """Why a look-up found no more; a beginning whose window is gone counts as evicted."""
         miss = super().explain_miss(tokens, match)
         if miss.reason is MissReason.NEVER_SEEN:
-            found = len(self._match_device(tokens.tobytes(), match.namespace, len(match.blocks) + 1)[0])
+            found = len(self._match_device(tokens, match.namespace, len(match.blocks) + 1)[0])
             if found > len(match.blocks):
                 return Miss(MissReason.EVICTED)
         return miss
@@ -221,10 +221,11 @@ class WindowedBlockManager(BlockManager):
         self._promise(row)
         self._charge(self._tenant[row], available)
 
-    def grow(self, row: int) -> None:
-        """Appends a column, with frames."""
-        super().grow(row)
-        self.cover_row(row, int(self.tables.lengths[row]) * self.block_size)
+    def grow(self, rows: Sequence[int]) -> None:
+        """Appends columns, with frames."""
+        super().grow(rows)
+        for row in rows:
+            self.cover_row(row, int(self.tables.lengths[row]) * self.block_size)
 
     def exclusive_blocks(self, rows: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
         """Blocks of columns that only the row owns, frames that only it needs, and what it is promised."""
@@ -278,13 +279,13 @@ class WindowedBlockManager(BlockManager):
         else:
             self.columns.adopt(twin, mine)
 
-    def _release_blocks(self, row: int, blocks: list[int]) -> None:
+    def _release_blocks(self, row: int, blocks: Tokens) -> None:
         low, high = int(self._low[row]), int(self._high[row])
         self._low[row] = self._high[row] = 0
-        for index in range(len(blocks) - 1, -1, -1):
+        for index, column in reversed(list(enumerate(blocks.tolist()))):
             if low <= index < high:
-                self.columns.leave(blocks[index])
-            self.pool.release((blocks[index],))
+                self.columns.leave(column)
+            self.pool.release((column,))
         self._promise(row)
 
     # ── checks ────────────────────────────────────────────────────────────────────────────────────────────

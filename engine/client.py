@@ -49,7 +49,7 @@ from octavo.errors import (
     OctavoError,
     QueueFullError,
 )
-from octavo.scheduler.request import split_stream
+from octavo.scheduler.streams import split_stream
 
 log = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from octavo.block_manager.manager import BlockManager
@@ -130,7 +131,7 @@ class EngineCore:
         """
         self.scheduler.add(
             request.key,
-            request.prompt_token_ids,
+            np.frombuffer(request.prompt, dtype=np.int32),
             request.sampling,
             request.cache_salt,
             tenant=request.tenant,

@@ -17,8 +17,10 @@ from octavo.engine.prepare import prepare_model
 from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import InvalidRequestError, PinBudgetError, RequestFailedError
 from octavo.scheduler.plan import StepResult
-from octavo.scheduler.request import FinishReason, split_stream, stream_of
+from octavo.scheduler.request import FinishReason
 from octavo.scheduler.sampling import SamplingParams
+from octavo.scheduler.streams import split_stream, stream_of
+from octavo.scheduler.validation import check_tokens
 
 Prompt = str | Sequence[int]
 
@@ -137,9 +139,14 @@ class LLM:
                     text, chosen = pending.pop()
                     ids = self._encode(text)
                     request = AddRequest(
-                        "", ids, chosen or SamplingParams(), cache_salt=cache_salt, tenant=tenant, priority=priority
+                        "",
+                        self._checked(ids),
+                        chosen or SamplingParams(),
+                        cache_salt=cache_salt,
+                        tenant=tenant,
+                        priority=priority,
                     )
-                    self._submit(jobs, request, stops)
+                    self._submit(jobs, ids, request, stops)
                 self._take(jobs, self.core.step())
         finally:
             # Whatever is still open, an exception or Ctrl-C ended it.
@@ -202,7 +209,7 @@ class LLM:
         pin = self.core.pin(ids, ttl, tenant=tenant, cache_salt=cache_salt)
         if pin is None:
             request = AddRequest(
-                "", ids, SamplingParams(max_tokens=1), cache_salt=cache_salt, tenant=tenant, pin_ttl=ttl
+                "", self._checked(ids), SamplingParams(max_tokens=1), cache_salt=cache_salt, tenant=tenant, pin_ttl=ttl
             )
             key = self._add(request)
             pinned = dict[int, int]()
@@ -245,8 +252,12 @@ class LLM:
         self.core.add(msgspec.structs.replace(request, key=key))
         return key
 
-    def _submit(self, jobs: dict[int, _Job], request: AddRequest, stop: list[str]) -> None:
-        key, ids, sampling = self._add(request), request.prompt_token_ids, request.sampling
+    def _checked(self, ids: list[int]) -> bytes:
+        """Token ids as a request carries them; raises InvalidRequestError."""
+        return check_tokens(ids, vocab_size=self.core.info.vocab_size).tobytes()
+
+    def _submit(self, jobs: dict[int, _Job], ids: list[int], request: AddRequest, stop: list[str]) -> None:
+        key, sampling = self._add(request), request.sampling
         detokenizers = [
             IncrementalDetokenizer(self.tokenizer, stop=stop, min_tokens=sampling.min_tokens) for _ in range(sampling.n)
         ]

@@ -6,6 +6,8 @@ are when it is not. Never pickle: a message is data, whoever sends it.
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -14,6 +16,19 @@ from octavo.scheduler.sampling import SamplingParams
 
 # Heartbeats arrive at the engine's endpoint with this appended: a socket belongs to one thread.
 ALIVE_SUFFIX = ".alive"
+
+# A token id in `AddRequest.prompt`.
+TOKEN_BYTES = 4
+
+
+def packed(ids: Sequence[int]) -> bytes:
+    """Token ids as int32 bytes: what a long prompt travels as, which the engine need not take apart between steps."""
+    return array("i", ids).tobytes()
+
+
+def unpacked(data: bytes) -> list[int]:
+    """The inverse of `packed`."""
+    return array("i", data).tolist()
 
 
 class Start(msgspec.Struct, frozen=True, tag="start"):
@@ -34,7 +49,7 @@ class AddRequest(msgspec.Struct, frozen=True, tag="add"):
 
     Attributes:
         request_id: The front end's own unique id, never the client's.
-        prompt_token_ids: The prompt, every id in ``[0, vocab_size)``.
+        prompt: int32 bytes, see `packed`; every id in ``[0, vocab_size)``.
         sampling: How to sample and when to stop.
         cache_salt: Prefix-cache namespace; requests with different salts never share blocks. "" is the common one.
         tenant: Whose request it is; "" is the default tenant. Tenants never share blocks.
@@ -45,7 +60,7 @@ class AddRequest(msgspec.Struct, frozen=True, tag="add"):
     """
 
     request_id: str
-    prompt_token_ids: list[int]
+    prompt: bytes
     sampling: SamplingParams
     cache_salt: str = ""
     tenant: str = ""
@@ -234,7 +249,7 @@ class StepOutput(msgspec.Struct, frozen=True, tag="step"):
     """Engine → front end, once a step: all new tokens. Columns, so that a step of 1,024 tokens is no 1,024 objects.
 
     Attributes:
-        streams: int64 bytes; `octavo.scheduler.request.split_stream` gives (key, index).
+        streams: int64 bytes; `octavo.scheduler.streams.split_stream` gives (key, index).
         tokens: int32 bytes; ``tokens[i]`` goes to ``streams[i]``.
         started: (stream, prefix hit in tokens) of sequences that got their first token.
         finished: Sequences that ended.

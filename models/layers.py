@@ -40,7 +40,7 @@ def warm_up_fused(width: int, dtype: torch.dtype) -> None:
 
 @cache
 def _fused() -> ModuleType:
-    # Imported on demand: it loads numba, which a GPU server does without.
+    # Imported on demand: it loads the CPU kernels, which a GPU server does without.
     from octavo.kernels.cpu import fused
 
     return fused

@@ -103,7 +103,7 @@ class _Builder:
 
     def _layers(self, ropes: tuple[Rotary, Rotary], kernels: Backend) -> LayerStack:
         if kernels.name == "cpu":
-            # Imported on demand: it loads numba, which a GPU server does without.
+            # Imported on demand: it loads the CPU kernels, which a GPU server does without.
             from octavo.models import compiled
 
             if compiled.fits(self._shape, self._dtype):

@@ -184,9 +184,9 @@ class Admission:
         """
         state, tenant = self._state, sequence.request.tenant.index
         if (
-            len(state.running)  # with nobody running, nothing will ever change and the look-ahead does not apply
+            state.counters.steps < sequence.retry_step
+            and len(state.running)  # with nobody running, nothing will ever change and the look-ahead does not apply
             and state.manager.room(tenant) < sequence.retry_at
-            and state.counters.steps < sequence.retry_step
         ):
             sequence.wait = sequence.lack
             return None
@@ -219,7 +219,21 @@ class Admission:
         return match, manager.shortfall(match, len(sequence.tokens), keep_free, request.tenant.index)
 
     def _look_up(self, sequence: Sequence) -> Room:
-        return self.look_up(sequence, self._keep_free(sequence))
+        match, short = self.look_up(sequence, self._most_to_keep_free)
+        if short:  # else there is enough whatever is to be kept free, which takes longer to find out
+            manager, tenant = self._state.manager, sequence.request.tenant.index
+            short = manager.shortfall(match, len(sequence.tokens), self._keep_free(sequence), tenant)
+        return match, short
+
+    @property
+    def _most_to_keep_free(self) -> int:
+        """No less than `_keep_free` of any sequence."""
+        state, manager = self._state, self._state.manager
+        if not len(state.running):
+            return 0
+        # One is still to be taken for the next token, and the look-ahead may end just inside another.
+        blocks = (state.config.lookahead // manager.block_size + 2) * manager.blocks_per_column
+        return max(self._watermark, (len(state.running) + 1) * blocks)
 
     def _keep_free(self, sequence: Sequence) -> int:
         """Blocks to leave free while anybody runs: the watermark, or what all take on top within the look-ahead."""
@@ -288,7 +302,8 @@ class Admission:
         state.manager.reserve(row, match, sequence.tokens, request.tenant.index)
         state.drop_swapped(sequence)
         sequence.retry_at = 0
-        self._beams.hold(request)
+        if request.sampling.beam_width:
+            self._beams.hold(request)
         state.run(sequence)
         if self._ahead is not None:
             self._ahead += self._own_growth(sequence)

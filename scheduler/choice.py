@@ -7,7 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from octavo.scheduler.plan import Finished, StepResult
-from octavo.scheduler.request import Candidate, FinishReason, Request, stream_of
+from octavo.scheduler.request import Candidate, FinishReason, Request
+from octavo.scheduler.streams import stream_of
 
 
 def give_out(request: Request) -> StepResult:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from octavo.block_manager.misses import Miss, MissReason
 from octavo.block_manager.tiers import Tier
@@ -91,8 +92,7 @@ class PreemptionRecord:
     actual: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class LookUp:
+class LookUp(NamedTuple):
     """One prefix look-up at admission.
 
     Attributes:

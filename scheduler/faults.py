@@ -17,8 +17,9 @@ from octavo.scheduler.beams import Beams
 from octavo.scheduler.decisions import PreemptionReason
 from octavo.scheduler.plan import Finished, Int32s
 from octavo.scheduler.preemption import Preemption
-from octavo.scheduler.request import FinishReason, Sequence, SequenceState, rows_needed, stream_of
+from octavo.scheduler.request import FinishReason, Sequence, SequenceState, rows_needed
 from octavo.scheduler.state import State
+from octavo.scheduler.streams import stream_of
 
 # A sequence that was part of so many failed steps is taken for their cause, even if it never failed alone.
 _MAX_FAILURES = 3

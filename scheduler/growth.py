@@ -34,8 +34,8 @@ class Growth:
             self._make_room(shortage, state.owner(growing[0]))
             crossing, sharing = self._rows_that_write_elsewhere()
         # Nobody gives way from here on, so no block that is a copy's source or destination changes hands.
-        for row in crossing:
-            state.manager.grow(row)
+        if crossing:
+            state.manager.grow(crossing)
         state.forked.clear()
         return [copy for row, position in sharing for copy in state.manager.make_writable(row, position)]
 

@@ -110,7 +110,7 @@ class StepResult:
     """What a step gave to the outside: token ``tokens[i]`` for sequence ``streams[i]``.
 
     Attributes:
-        streams: int64 ``[num_samples]``; see `octavo.scheduler.request.stream_of`.
+        streams: int64 ``[num_samples]``; see `octavo.scheduler.streams.stream_of`.
         tokens: int32 ``[num_samples]``.
         started: (stream, prefix hit in tokens) of sequences that got their first token.
         finished: Sequences that ended. An error ends the whole request, and is told for one of its sequences.

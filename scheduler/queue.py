@@ -76,7 +76,11 @@ class OrderedQueue:
     def remove(self, sequence: Sequence) -> None:
         """Takes a sequence out, wherever it stands."""
         self._members.remove(sequence)
-        del self._sequences[bisect.bisect_left(self._sequences, self.order(sequence), key=self.order)]
+        place = 0 if self._sequences[0] is sequence else self._place_of(sequence)
+        del self._sequences[place]
+
+    def _place_of(self, sequence: Sequence) -> int:
+        return bisect.bisect_left(self._sequences, self.order(sequence), key=self.order)
 
     def in_turn(self) -> Iterator[Sequence]:
         """The sequences, whose turn it is first; ends with any change."""

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from octavo.block_manager.manager import SwappedBlocks
 from octavo.scheduler.decisions import PreemptionRecord, Wait, WaitReason
-from octavo.scheduler.sampling import MAX_N, SamplingParams
+from octavo.scheduler.sampling import SamplingParams
+from octavo.scheduler.streams import stream_of
 from octavo.scheduler.tenants import Tenant
 
 Tokens = npt.NDArray[np.int32]
@@ -37,6 +38,8 @@ class SequenceState(enum.Enum):
     PREEMPTED = "preempted"
     SWAPPED = "swapped"
     FINISHED = "finished"
+
+    __hash__ = object.__hash__  # that of an enumeration is computed in Python
 
 
 _LEGAL = {
@@ -172,13 +175,3 @@ class Sequence:
 def rows_needed(request: Request) -> int:
     """Rows that have to be available for a request's first sequence to start."""
     return max(1, request.sampling.beam_width)
-
-
-def stream_of(key: int, index: int) -> int:
-    """Packs a request's key and a sequence's index into one integer."""
-    return key * MAX_N + index
-
-
-def split_stream(stream: int) -> tuple[int, int]:
-    """The inverse of `stream_of`: (key, index)."""
-    return divmod(stream, MAX_N)

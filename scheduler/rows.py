@@ -30,7 +30,7 @@ class Rows:
         limit: int32; ``num_tokens`` at which the sequence ends.
         prompt_len: int32; tokens of the prompt.
         min_len: int32; ``num_tokens`` below which no stop token may be sampled.
-        stream: int64; see `octavo.scheduler.request.stream_of`.
+        stream: int64; see `octavo.scheduler.streams`.
         withheld: bool; nothing is given out before all outputs are known.
         unforked: bool; siblings are to be forked off when the prompt is complete.
         stops_at_eos, has_stop_ids: bool; which kinds of stop token apply.

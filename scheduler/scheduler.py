@@ -44,7 +44,7 @@ from octavo.scheduler.request import Candidate, FinishReason, Request, Sequence,
 from octavo.scheduler.rows import Rows
 from octavo.scheduler.sampling import SamplingParams
 from octavo.scheduler.state import Running, SchedulerCounters, State
-from octavo.scheduler.tenants import Tenants
+from octavo.scheduler.tenants import Tenant, Tenants
 from octavo.scheduler.validation import check_length, check_prompt, check_tokens, largest_search
 
 # Steps between two looks at whether lower tiers are worth coming back from.
@@ -83,7 +83,8 @@ class Scheduler:
         self.max_model_len = max_model_len
         self.rows = Rows(config.max_num_seqs, max_model_len)
         waiting = make_queue(config.policy)
-        self.state = State(config, manager, self.rows, Running(waiting.order), waiting, Tenants(config.tenants), clock)
+        running = Running(waiting.order, config.max_num_seqs)
+        self.state = State(config, manager, self.rows, running, waiting, Tenants(config.tenants), clock)
         self.pinning = Pinning(self.state)
         self._eos = np.zeros(vocab_size, dtype=np.bool_)
         eos_token_ids = list(eos_token_ids)
@@ -128,8 +129,7 @@ class Scheduler:
 
     def largest_request(self, tenant: str = "") -> int:
         """The most tokens (prompt + output) that a request may ask for: the window, or what its tenant may hold."""
-        # The last sampled token is returned and never computed, so it needs no slot.
-        return min(self.max_model_len, self.manager.max_tokens(self.state.tenants.named(tenant).index) + 1)
+        return self._largest(1, SamplingParams(), self.state.tenants.named(tenant))
 
     def add(
         self,
@@ -159,7 +159,7 @@ class Scheduler:
         """
         owner = self.state.tenants.named(tenant)
         tokens = check_prompt(prompt, sampling, vocab_size=len(self._eos))
-        limit = check_length(len(tokens), sampling, largest=self._largest(len(tokens), sampling, tenant))
+        limit = check_length(len(tokens), sampling, largest=self._largest(len(tokens), sampling, owner))
         if pin_ttl is not None:
             self.pinning.check(len(tokens), pin_ttl)
         if self.num_waiting >= self.config.max_waiting:
@@ -183,9 +183,10 @@ class Scheduler:
         self.state.requests[key] = request
         self.state.waiting.push(self.state.new_sequence(request, 0))
 
-    def _largest(self, num_prompt: int, sampling: SamplingParams, tenant: str) -> int:
+    def _largest(self, num_prompt: int, sampling: SamplingParams, tenant: Tenant) -> int:
         """The most tokens that a request with this prompt may come to."""
-        largest, width = self.largest_request(tenant), sampling.beam_width
+        # The last sampled token is returned and never computed, so it needs no slot.
+        largest, width = min(self.max_model_len, self.manager.max_tokens(tenant.index) + 1), sampling.beam_width
         if width > self.config.max_num_seqs:
             raise InvalidRequestError(
                 f"beam_width {width} needs as many running sequences, and this server runs {self.config.max_num_seqs}",
@@ -193,7 +194,7 @@ class Scheduler:
             )
         if width < 2:
             return largest
-        blocks = self.manager.quota.capacity(self.state.tenants.named(tenant).index)
+        blocks = self.manager.quota.capacity(tenant.index)
         capacity = blocks // self.manager.blocks_per_column
         search = largest_search(num_prompt, width, block_size=self.manager.block_size, capacity=capacity)
         return min(largest, search)
@@ -462,8 +463,8 @@ class Scheduler:
         after = before + lens
         self.manager.cover(rows, after)
         fills = after // self.manager.block_size > before // self.manager.block_size
-        for row, end in zip(rows[fills].tolist(), after[fills].tolist(), strict=True):
-            self.manager.publish(row, self.rows.token_ids[row], end)
+        if fills.any():
+            self.manager.publish_all(rows[fills], self.rows.token_ids, after[fills])
 
     def _plan(self, rows: Int32s, lens: Int32s, copies: Many[BlockCopy]) -> StepPlan | None:
         if not len(rows):

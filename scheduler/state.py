@@ -51,10 +51,11 @@ class Running:
         order: That order.
     """
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: Order, most: int) -> None:
         self.order = order
         self._sequences: list[Sequence] = []
-        self._rows: Int32s | None = None  # their rows; None: to be rebuilt
+        self._rows: Int32s = np.empty(most, dtype=np.int32)  # theirs, in order, at the beginning
+        self._stale = False  # the rows are to be written anew
 
     def __len__(self) -> int:
         return len(self._sequences)
@@ -65,24 +66,28 @@ class Running:
     @property
     def rows(self) -> Int32s:
         """Their rows, in order; rebuilt only when somebody came or went."""
-        if self._rows is None:
-            self._rows = np.array([sequence.row for sequence in self._sequences], dtype=np.int32)
-        return self._rows
+        count = len(self._sequences)
+        if self._stale:
+            # Not in place: whoever still has the rows of before may go on with them.
+            self._rows = np.empty_like(self._rows)
+            self._rows[:count] = [sequence.row for sequence in self._sequences]
+            self._stale = False
+        return self._rows[:count]
 
     def enter(self, sequence: Sequence) -> None:
         """Adds a sequence that has a row."""
         last = not self._sequences or self.order(self._sequences[-1]) < self.order(sequence)
-        if last and self._rows is not None:
+        if last and not self._stale:
+            self._rows[len(self._sequences)] = sequence.row
             self._sequences.append(sequence)
-            self._rows = np.append(self._rows, np.int32(sequence.row))
         else:
             bisect.insort(self._sequences, sequence, key=self.order)
-            self._rows = None
+            self._stale = True
 
     def leave(self, sequence: Sequence) -> None:
         """Takes a sequence out."""
         del self._sequences[bisect.bisect_left(self._sequences, self.order(sequence), key=self.order)]
-        self._rows = None
+        self._stale = True
 
 
 @dataclass(slots=True)

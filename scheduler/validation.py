@@ -26,7 +26,7 @@ def check_tokens(tokens: Sequence[int] | Tokens, *, vocab_size: int) -> Tokens:
         ids = np.array(tokens if isinstance(tokens, np.ndarray) else array("i", tokens), dtype=np.int32)
     except OverflowError:
         ids = np.array([-1], dtype=np.int32)
-    if ids.view(np.uint32).max() >= vocab_size:  # negative ones are the largest of all
+    if np.maximum.reduce(ids.view(np.uint32)) >= vocab_size:  # negative ones are the largest of all
         outside = next(token for token in tokens if not 0 <= token < vocab_size)
         raise InvalidRequestError(
             f"token id {outside} in the prompt is outside the vocabulary (0 to {vocab_size - 1})", param="prompt"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from octavo.engine.detokenizer import IncrementalDetokenizer
-from octavo.engine.messages import AddRequest, SequenceDelta
+from octavo.engine.messages import TOKEN_BYTES, AddRequest, SequenceDelta, unpacked
 from octavo.errors import RequestFailedError
 from octavo.server.lifecycle import Lifecycle
 from octavo.server.metrics import RequestTimer
@@ -73,7 +73,7 @@ class Generation:
     @property
     def prompt_tokens(self) -> int:
         """Length of the prompt."""
-        return len(self.request.prompt_token_ids)
+        return len(self.request.prompt) // TOKEN_BYTES
 
     async def run(self, client: EngineClient) -> AsyncGenerator[Piece, None]:
         """Generates. Closing the iterator, or a stop string in every sequence, aborts the request in the engine."""
@@ -144,7 +144,7 @@ class Batch:
 
     def prompt_of(self, index: int) -> list[int]:
         """The prompt that a choice continues."""
-        return self.generations[index // self.n].request.prompt_token_ids
+        return unpacked(self.generations[index // self.n].request.prompt)
 
     async def run(self) -> AsyncGenerator[Piece, None]:
         """Generates all sequences at once; pieces come as the engine makes them."""

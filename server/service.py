@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from octavo.engine.detokenizer import IncrementalDetokenizer
-from octavo.engine.messages import AddRequest, EngineInfo
+from octavo.engine.messages import AddRequest, EngineInfo, packed
 from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import EngineUnavailableError, InvalidRequestError, NeverFitsError, NotFoundError
 from octavo.scheduler.sampling import SamplingParams
@@ -164,7 +164,7 @@ class Service:
         return Generation(
             AddRequest(
                 uuid.uuid4().hex,
-                prompt,
+                packed(prompt),
                 sampling,
                 cache_salt=body.cache_salt or "",
                 priority=body.priority or 0,

@@ -82,16 +82,19 @@ def test_package_folders_are_relative_links(folder: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "modules",
+    ("modules", "absent"),
     [
-        "octavo",
-        "octavo.block_manager.manager",
-        "octavo.scheduler.scheduler",
-        "octavo.server.app, octavo.server.cli, octavo.engine.client, octavo.engine.prepare",
+        ("octavo", ("torch", "transformers", "numba")),
+        ("octavo.block_manager.manager", ("torch", "transformers")),
+        ("octavo.scheduler.scheduler", ("torch", "transformers")),
+        (
+            "octavo.server.app, octavo.server.cli, octavo.engine.client, octavo.engine.prepare",
+            ("torch", "transformers", "numba"),
+        ),
     ],
 )
-def test_loads_no_torch(modules: str) -> None:
-    code = f"import {modules}, sys; print([m for m in ('torch', 'transformers', 'numba') if m in sys.modules])"
+def test_loads_no_torch(modules: str, absent: tuple[str, ...]) -> None:
+    code = f"import {modules}, sys; print([m for m in {absent} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 

@@ -49,6 +49,9 @@ class FakeScheduler:
     def num_running(self) -> int:
         return len(self.lengths)
 
+    def received(self, prompt: list[int]) -> list[int]:
+        return prompt
+
     def add(self, key: int, prompt: list[int]) -> None:
         self.clock.tick(7)
         self._waiting[key] = len(prompt)

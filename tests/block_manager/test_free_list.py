@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from octavo.block_manager.free_list import NULL_BLOCK, FreeList
+from octavo.block_manager.free_list import FreeList
+from octavo.block_manager.loops import NULL_BLOCK
 
 
 def test_all_blocks_but_the_null_block_are_free_at_first() -> None:
@@ -18,7 +19,7 @@ def test_all_blocks_but_the_null_block_are_free_at_first() -> None:
 
 def test_blocks_are_given_out_from_the_head() -> None:
     free = FreeList(3)
-    assert free.pop(3) == [1, 2, 3]
+    assert free.pop(3).tolist() == [1, 2, 3]
     assert len(free) == 0
     assert list(free) == []
 

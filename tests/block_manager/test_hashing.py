@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
+import os
 import random
+import struct
+import subprocess
+import sys
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
-from octavo.block_manager import hashing
-from octavo.block_manager.hashing import Content, chain_hash, root_content
+from octavo.block_manager import hashing, loops
+from octavo.block_manager.hashing import ALL_BITS, Content, new_hasher, root_content
 
 
 def chain(namespace: int, *blocks: bytes) -> Content:
@@ -19,10 +26,45 @@ def chain(namespace: int, *blocks: bytes) -> Content:
     return content
 
 
+HASHER = new_hasher()
+
+
+def hash_of(parent: int, *tokens: int, hasher: npt.NDArray[np.uint64] = HASHER) -> int:
+    """The hash of one block."""
+    found: int = loops.chain_hash(hasher, parent, np.array(tokens, dtype=np.int32), len(tokens))
+    return found
+
+
 def test_a_hash_depends_on_parent_and_tokens() -> None:
-    assert chain_hash(1, b"ab") == chain_hash(1, b"ab")
-    assert chain_hash(1, b"ab") != chain_hash(2, b"ab")
-    assert chain_hash(1, b"ab") != chain_hash(1, b"ac")
+    assert hash_of(1, 7, 8) == hash_of(1, 7, 8)
+    assert len({hash_of(1, 7, 8), hash_of(2, 7, 8), hash_of(1, 7, 9), hash_of(1, 8, 7), hash_of(1, 7, 8, 0)}) == 5
+
+
+def test_a_hash_is_chained_to_the_one_before() -> None:
+    tokens = np.arange(7, dtype=np.int32)
+    assert loops.chain_hash(HASHER, -2, tokens, 3) == hash_of(hash_of(-2, 0, 1, 2), 3, 4, 5)
+    assert loops.chain_hash(HASHER, -2, tokens[:2], 3) == -2
+
+
+@pytest.mark.skipif(sys.hash_info.algorithm != "siphash13", reason="this Python hashes bytes in another way")
+def test_hashes_are_those_of_pythons_siphash() -> None:
+    # Without randomisation Python's key is 0.
+    blocks = [(-2, [1]), (-(2**62), [0, 2**31 - 1]), (7, [5, 6, 7]), (2**62, list(range(16)))]
+    packed = [struct.pack(f"<q{len(tokens)}i", parent, *tokens) for parent, tokens in blocks]
+    command = [sys.executable, "-c", f"print([hash(block) for block in {packed}])"]
+    pythons = subprocess.check_output(command, env={**os.environ, "PYTHONHASHSEED": "0"}, text=True)
+    no_key = np.array([0, 0, ALL_BITS], dtype=np.uint64)
+    assert [hash_of(parent, *tokens, hasher=no_key) for parent, tokens in blocks] == ast.literal_eval(pythons)
+
+
+def test_nobody_can_compute_a_hash_without_the_key() -> None:
+    assert hash_of(-2, 1, 2, hasher=new_hasher()) != hash_of(-2, 1, 2)
+
+
+def test_a_mask_keeps_some_bits_of_a_hash() -> None:
+    masked = HASHER.copy()
+    masked[2] = 0xFF
+    assert hash_of(-2, 1, 2, hasher=masked) == hash_of(-2, 1, 2) & 0xFF
 
 
 def test_equal_beginnings_have_equal_names() -> None:

@@ -225,7 +225,7 @@ class Work:
                 if not manager.room(job.tenant):
                     self.seen["stopped at its ceiling"] += manager.quota.at_ceiling(job.tenant, 1)
                     continue
-                manager.grow(row)
+                manager.grow([row])
             elif missing == 1:
                 if manager.copies_needed([(row, job.computed)]) > manager.room(job.tenant):
                     continue

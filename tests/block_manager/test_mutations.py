@@ -33,21 +33,27 @@ class Mutation(NamedTuple):
 MUTATIONS = [
     Mutation(
         "released heads are evicted before tails",
-        "block_manager/manager.py",
-        'the tail comes first."""\n        self.pool.release(reversed(blocks))',
-        'the tail comes first."""\n        self.pool.release(blocks)',
+        "block_manager/loops.py",
+        "for i in range(len(blocks) - 1, -1, -1):\n",
+        "for i in range(len(blocks)):\n",
     ),
     Mutation(
         "a hit is not verified against its parent",
-        "block_manager/prefix_cache.py",
-        "                and self._parent[block] == parent\n",
-        "",
+        "block_manager/loops.py",
+        " and parents[block] == parent and ",
+        " and ",
     ),
     Mutation(
         "a hit is not verified against its tokens",
-        "block_manager/prefix_cache.py",
-        "                and self._tokens[block * self._width : (block + 1) * self._width] == tokens\n",
-        "",
+        "block_manager/loops.py",
+        " and _holds(contents, block, tokens, begin):",
+        ":",
+    ),
+    Mutation(
+        "a hash does not depend on what comes before",
+        "block_manager/loops.py",
+        "found[i] = before = _hash(",
+        "found[i] = _hash(",
     ),
     Mutation(
         "salts share one namespace",
@@ -132,17 +138,14 @@ MUTATIONS = [
     Mutation(
         "an evicted block stays in the index",
         "block_manager/pool.py",
-        """                self.cache.remove(block)
-                self._idle_cached -= 1
-                self.evictions""",
-        """                self._idle_cached -= 1
-                self.evictions""",
+        "        self.cache.remove(*blocks)\n",
+        "",
     ),
     Mutation(
         "the most recently used content is evicted first",
-        "block_manager/pool.py",
-        "                    self._free.push_tail(block)\n",
-        "                    self._free.push_head(block)\n",
+        "block_manager/loops.py",
+        "            link_last(links, block)\n            cached",
+        "            link_first(links, block)\n            cached",
     ),
     Mutation(
         "a swap-out copies the wrong block",
@@ -236,7 +239,7 @@ MUTATIONS = [
     Mutation(
         "a held block is given up",
         "block_manager/tiers.py",
-        "        self._levels[place.tier].share(place.block)\n",
+        "        self._levels[place.tier].share((place.block,))\n",
         "        pass\n",
     ),
     Mutation(
@@ -260,8 +263,8 @@ MUTATIONS = [
     Mutation(
         "a swapped-out sequence publishes what was invalidated meanwhile",
         "block_manager/manager.py",
-        "private=swapped.epoch != self._epochs[tenant]",
-        "private=False",
+        "private = swapped.epoch != self._epochs[tenant]",
+        "private = False",
     ),
     Mutation(
         "orphans of a failed step's blocks stay published",
@@ -516,8 +519,8 @@ MUTATIONS = [
     Mutation(
         "a waiting request that once lacked blocks waits forever",
         "scheduler/admission.py",
-        "            len(state.running)  # with",
-        "            True  # with",
+        "            and len(state.running)  # with",
+        "            and True  # with",
     ),
 ]
 

@@ -32,7 +32,7 @@ def test_a_cleared_row_is_all_null_blocks_and_returns_what_it_held() -> None:
     tables = BlockTables(2, 3)
     tables.extend(0, [5, 6])
     tables.extend(1, [7])
-    assert tables.clear(0) == [5, 6]
+    assert tables.clear(0).tolist() == [5, 6]
     assert tables.ids.tolist() == [[0, 0, 0], [7, 0, 0]]
     assert tables.lengths.tolist() == [0, 1]
 

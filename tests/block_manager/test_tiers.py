@@ -360,14 +360,14 @@ def test_what_follows_something_unknown_may_follow_the_forgotten_and_is_dropped_
 
 
 def test_two_blocks_with_the_same_content_are_our_bug() -> None:
-    index = ContentBlocks()
+    index = ContentBlocks(8)
     index.insert(1, A)
     with pytest.raises(AssertionError, match="block 2 holds what block 1 holds"):
         index.insert(2, A)
 
 
 def test_the_index_tells_what_a_block_holds() -> None:
-    index = ContentBlocks()
+    index = ContentBlocks(8)
     index.insert(1, A)
     index.insert(2, B)
     assert (index.content_of(1), index.find(B.digest), index.find(C.digest)) == (A, 2, 0)
@@ -377,7 +377,7 @@ def test_the_index_tells_what_a_block_holds() -> None:
 
 
 def test_the_index_grows_with_what_it_holds() -> None:
-    index = ContentBlocks()
+    index = ContentBlocks(8)
     assert index.nbytes == 0
     index.insert(1, A)
     assert index.nbytes > 0

@@ -199,7 +199,7 @@ def test_one_token_at_a_time_holds_a_window(manager: WindowedBlockManager) -> No
     for position in range(8, 60):
         slide(manager, 0, position)
         if position == manager.tables.lengths[0] * SIZE:
-            manager.grow(0)
+            manager.grow([0])
         compute(manager, 0, text, position, position + 1)
         assert held(manager, 0) <= int(manager.blocks_at(rows(position + 1))[0])
         assert manager.check_integrity() == []
@@ -209,7 +209,7 @@ def test_growing_takes_a_block_of_every_group() -> None:
     manager = make(groups=groups_of(2, 3))
     run(manager, 0, tokens(4))
     available = manager.pool.available
-    manager.grow(0)
+    manager.grow([0])
     assert manager.blocks_per_column == 5
     assert manager.pool.available == available - 5
     assert all(blocks_of(manager, 0, group)[1] for group in range(5))
@@ -450,7 +450,7 @@ def test_invalidation_frees_frames_in_use_that_nobody_sees_any_more(manager: Win
     assert seen(manager, 0) == [False] * 3 + [True]
     assert manager.pool.available == available
     assert manager.match_prefix(tokens(17)).blocks == []
-    manager.grow(0)
+    manager.grow([0])
     compute(manager, 0, tokens(20), 16, 17)
     manager.release(0)
     assert manager.pool.counts == (40, 0, 0, 40)

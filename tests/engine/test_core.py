@@ -11,10 +11,10 @@ import pytest
 
 from octavo.config import EngineConfig
 from octavo.engine.core import EngineCore
-from octavo.engine.messages import AddRequest
+from octavo.engine.messages import AddRequest, packed
 from octavo.scheduler.plan import StepPlan
-from octavo.scheduler.request import split_stream
 from octavo.scheduler.sampling import SamplingParams
+from octavo.scheduler.streams import split_stream
 
 Load = Callable[..., EngineCore]
 
@@ -57,7 +57,7 @@ def run(core: EngineCore, prompts: list[list[int]], **sampling: Any) -> dict[tup
     """All prompts at once, to the end; (key, index) → tokens."""
     params = SamplingParams(**{"temperature": 0.0, "max_tokens": 12, "ignore_eos": True, **sampling})
     for key, prompt in enumerate(prompts):
-        core.add(AddRequest(str(key), prompt, params, key=key))
+        core.add(AddRequest(str(key), packed(prompt), params, key=key))
     outputs: dict[tuple[int, int], list[int]] = {}
     while core.has_work:
         result = core.step()
@@ -139,7 +139,7 @@ def test_one_bad_request_fails_alone(load: Load, caplog: pytest.LogCaptureFixtur
     expected = run(load(), good)
     core = load()
     core.runner = Poisoned(core, 99)  # type: ignore[assignment]
-    core.add(AddRequest("bad", [1, 2, 3], SamplingParams(max_tokens=5), key=99))
+    core.add(AddRequest("bad", packed([1, 2, 3]), SamplingParams(max_tokens=5), key=99))
     outputs = run(core, good)
     assert outputs == expected
     assert core.stats().finished["error"] == 1
@@ -149,7 +149,7 @@ def test_one_bad_request_fails_alone(load: Load, caplog: pytest.LogCaptureFixtur
 
 def test_ended_sequences_free_their_blocks_and_their_siblings_go_on(load: Load) -> None:
     core = load()
-    core.add(AddRequest("r", [1, 2, 3], SamplingParams(n=2, seed=1, max_tokens=20, ignore_eos=True), key=0))
+    core.add(AddRequest("r", packed([1, 2, 3]), SamplingParams(n=2, seed=1, max_tokens=20, ignore_eos=True), key=0))
     for _ in range(4):
         core.step()
     core.end_sequence(0, 1)
@@ -162,7 +162,7 @@ def test_ended_sequences_free_their_blocks_and_their_siblings_go_on(load: Load) 
 
 def test_the_slots_that_hold_kv_are_counted(load: Load) -> None:
     core = load(block_size=8)
-    core.add(AddRequest("r", list(range(20)), SamplingParams(n=3, max_tokens=20, ignore_eos=True), key=0))
+    core.add(AddRequest("r", packed(list(range(20))), SamplingParams(n=3, max_tokens=20, ignore_eos=True), key=0))
     core.step()
     stats = core.stats()
     assert (stats.device.used, stats.slots_filled, stats.blocks_shared) == (3, 20, 3)
@@ -180,7 +180,7 @@ def test_an_interrupted_step_is_not_taken_for_computed(load: Load, monkeypatch: 
     def interrupt(plan: object) -> None:
         raise KeyboardInterrupt
 
-    core.add(AddRequest("", prompt, SamplingParams(temperature=0, n=3, max_tokens=4), key=7))
+    core.add(AddRequest("", packed(prompt), SamplingParams(temperature=0, n=3, max_tokens=4), key=7))
     with monkeypatch.context() as patched:
         patched.setattr(core.runner, "execute", interrupt)
         with pytest.raises(KeyboardInterrupt):

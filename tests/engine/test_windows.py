@@ -13,10 +13,10 @@ from tiny_models import make_tiny
 from octavo.block_manager.windowed import WindowedBlockManager
 from octavo.config import EngineConfig
 from octavo.engine.core import EngineCore
-from octavo.engine.messages import AddRequest
+from octavo.engine.messages import AddRequest, packed
 from octavo.errors import ConfigError
-from octavo.scheduler.request import split_stream
 from octavo.scheduler.sampling import SamplingParams
+from octavo.scheduler.streams import split_stream
 
 NEW_TOKENS = 24
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -89,7 +89,7 @@ def load(folder: Path, **options: Any) -> EngineCore:
 def generate(engine: EngineCore, prompts: list[list[int]], sampling: SamplingParams) -> list[list[int]]:
     outputs: dict[int, list[int]] = {key: [] for key in range(1, len(prompts) + 1)}
     for key, prompt in enumerate(prompts, 1):
-        engine.add(AddRequest("", prompt, sampling, key=key))
+        engine.add(AddRequest("", packed(prompt), sampling, key=key))
     while engine.has_work:
         result = engine.step()
         for stream, token in zip(result.streams.tolist(), result.tokens.tolist(), strict=True):
@@ -132,7 +132,7 @@ def test_equals_transformers_when_blocks_run_out(model: Model) -> None:
 def test_siblings_share_their_windows(model: Model) -> None:
     engine = load(model.folder, block_size=4, num_blocks=400)
     sampling = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True, n=3)
-    engine.add(AddRequest("", model.prompts[-1], sampling, key=1))
+    engine.add(AddRequest("", packed(model.prompts[-1]), sampling, key=1))
     outputs: dict[tuple[int, int], list[int]] = {}
     while engine.has_work:
         result = engine.step()
@@ -147,7 +147,7 @@ def test_what_lies_behind_the_window_is_given_back(model: Model) -> None:
     engine = load(model.folder, block_size=4, num_blocks=400, max_num_batched_tokens=8)
     manager = engine.scheduler.manager
     assert isinstance(manager, WindowedBlockManager)
-    engine.add(AddRequest("", model.prompts[-1], GREEDY, key=1))
+    engine.add(AddRequest("", packed(model.prompts[-1]), GREEDY, key=1))
     most = 0
     while engine.has_work:
         engine.step()

@@ -14,7 +14,7 @@ import pytest
 
 from octavo.config import EngineConfig
 from octavo.engine.client import ProcessEngineClient
-from octavo.engine.messages import AddRequest
+from octavo.engine.messages import AddRequest, packed
 from octavo.engine.prepare import prepare_model
 from octavo.errors import EngineDeadError, EngineUnavailableError, InvalidRequestError, NeverFitsError
 from octavo.scheduler.sampling import SamplingParams
@@ -32,7 +32,7 @@ async def client() -> AsyncIterator[ProcessEngineClient]:
 
 
 def request(prompt: list[int], **sampling: object) -> AddRequest:
-    return AddRequest(uuid.uuid4().hex, prompt, SamplingParams(temperature=0.0, **sampling))  # type: ignore[arg-type]
+    return AddRequest(uuid.uuid4().hex, packed(prompt), SamplingParams(temperature=0.0, **sampling))  # type: ignore[arg-type]
 
 
 async def read(client: ProcessEngineClient, wanted: AddRequest, *, until: float = 2.0) -> list[int]:

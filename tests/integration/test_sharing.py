@@ -20,13 +20,13 @@ def llm() -> LLM:
 
 def most_used(llm: LLM, n: int, requests: int) -> int:
     """Blocks in use at the busiest moment of these requests."""
-    from octavo.engine.messages import AddRequest
+    from octavo.engine.messages import AddRequest, packed
 
     ids = llm.tokenizer.encode(PROMPT)
     for key in range(requests):
         params = SamplingParams(n=n, max_tokens=OUTPUT, seed=7 + key, ignore_eos=True)
         # Different salts: separate requests must not share, or there is nothing to compare with.
-        llm.core.add(AddRequest(str(key), ids, params, cache_salt=f"{n}-{key}", key=10_000 + key))
+        llm.core.add(AddRequest(str(key), packed(ids), params, cache_salt=f"{n}-{key}", key=10_000 + key))
     most = 0
     while llm.core.has_work:
         llm.core.step()

@@ -12,8 +12,9 @@ from invariants import expected
 from octavo.config import TenantConfig
 from octavo.scheduler.admission import MAX_OVERTAKEN
 from octavo.scheduler.decisions import PreemptionReason, Wait, WaitReason
-from octavo.scheduler.request import SequenceState, stream_of
+from octavo.scheduler.request import SequenceState
 from octavo.scheduler.sampling import MAX_N
+from octavo.scheduler.streams import stream_of
 
 
 def unlike(count: int, number: int) -> list[int]:
@@ -155,7 +156,7 @@ def test_equal_requests_that_compute_side_by_side_end_up_sharing() -> None:
 
 
 def test_a_hash_that_always_collides_changes_no_output() -> None:
-    engine = Engine(hasher=lambda parent, content: 0)
+    engine = Engine(hash_mask=0)
     for key in range(4):
         engine.add(key, prompt(10, start=key % 2), plain(8))
     engine.run()

@@ -18,7 +18,7 @@ from octavo.scheduler.decisions import (
     Wait,
     WaitReason,
 )
-from octavo.scheduler.request import stream_of
+from octavo.scheduler.streams import stream_of
 
 
 def record(

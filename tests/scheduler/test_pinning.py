@@ -14,7 +14,7 @@ from octavo.block_manager.pins import Pin
 from octavo.config import TenantConfig
 from octavo.errors import InvalidRequestError, NeverFitsError, PinBudgetError
 from octavo.scheduler.plan import StepResult
-from octavo.scheduler.request import stream_of
+from octavo.scheduler.streams import stream_of
 
 
 def warm(*beginnings: int, count: int = 9, **limits: Any) -> Engine:

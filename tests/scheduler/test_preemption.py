@@ -14,7 +14,8 @@ from invariants import check_all, check_empty, expected
 from octavo.block_manager.tiers import Tier
 from octavo.config import TenantConfig
 from octavo.scheduler.decisions import Method, PreemptionReason, PreemptionRecord
-from octavo.scheduler.request import SequenceState, stream_of
+from octavo.scheduler.request import SequenceState
+from octavo.scheduler.streams import stream_of
 
 SLOW_COPIES = Pace(step=1e-3, prefill=1e-3, copy=1.0)
 FAST_COPIES = Pace(step=1e-3, prefill=1e-3, copy=1e-5)
@@ -142,7 +143,7 @@ def test_who_wins_more_blocks_for_the_same_cost_gives_way() -> None:
     engine.scheduler.rows.num_computed[engine.sequence(1).row] = 2
     assert chosen(engine, short=2) == 1
     for _ in range(3):
-        engine.scheduler.manager.grow(engine.sequence(0).row)
+        engine.scheduler.manager.grow([engine.sequence(0).row])
     assert chosen(engine, short=5) == 0  # more than twice the blocks, and age counts for no more than that
 
 
@@ -201,7 +202,7 @@ def test_where_copies_are_cheap_a_swap_counts_what_it_costs() -> None:
     engine = side_by_side(40, 8, host_blocks=64)
     assert chosen(engine, short=2) == 1  # to be computed again: 40 tokens, or 8
     engine.learn(FAST_COPIES, Tier.HOST)
-    engine.scheduler.manager.grow(engine.sequence(1).row)  # 10 blocks to copy, or 3 that win no more than 2
+    engine.scheduler.manager.grow([engine.sequence(1).row])  # 10 blocks to copy, or 3 that win no more than 2
     assert chosen(engine, short=10) == 1
     engine.sequence(1).preemptions = 2
     assert chosen(engine, short=10) == 0  # 10 blocks for 10, against three times 3 for 3

@@ -20,21 +20,21 @@ from factories import EOS, VOCAB, OracleEngine, greedy, make_scheduler
 from invariants import check_all, check_empty, expected
 
 from octavo.block_manager.groups import LayerGroups
-from octavo.block_manager.hashing import ChainHash, chain_hash
+from octavo.block_manager.hashing import ALL_BITS
 from octavo.block_manager.tiers import Tier, TransferTiming
 from octavo.block_manager.windowed import WindowedBlockManager
 from octavo.config import TenantConfig
 from octavo.errors import ClientError, PinBudgetError
 from octavo.scheduler.decisions import WaitReason
 from octavo.scheduler.plan import StepPlan
-from octavo.scheduler.request import split_stream
 from octavo.scheduler.sampling import SamplingParams
+from octavo.scheduler.streams import split_stream
 
 NIGHTLY = os.environ.get("OCTAVO_NIGHTLY") == "1"
 SEEDS = 2_000 if NIGHTLY else 100
 STEPS = 40
 
-HASHERS: list[ChainHash] = [chain_hash, lambda parent, tokens: 0, lambda parent, tokens: hash((parent, tokens)) % 3]
+HASH_MASKS = [ALL_BITS, 0, 1]
 EVENTS = (
     "preemption",
     "fork",
@@ -113,7 +113,7 @@ class Work:
                 max_num_batched_tokens=max_num_seqs + rng.choice([0, 1, 5, 30]),
                 max_model_len=rng.choice([24, 64]),
                 caching=rng.random() < 0.85,
-                hasher=rng.choice(HASHERS),
+                hash_mask=rng.choice(HASH_MASKS),
                 watermark_ratio=rng.choice([0.0, 0.01, 0.3]),
                 host_blocks=rng.choice([0, 2, 8, 30]),
                 disk_blocks=rng.choice([0, 0, 4, 30]),

@@ -7,8 +7,9 @@ from itertools import product
 import pytest
 from factories import make_request
 
-from octavo.scheduler.request import Sequence, SequenceState, split_stream, stream_of
+from octavo.scheduler.request import Sequence, SequenceState
 from octavo.scheduler.sampling import MAX_N
+from octavo.scheduler.streams import split_stream, stream_of
 
 WAITING, RUNNING, PREEMPTED, SWAPPED, FINISHED = SequenceState
 LEGAL = {

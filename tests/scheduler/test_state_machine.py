@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from invariants import check_all, check_empty, expected
 
 from octavo.block_manager.groups import LayerGroups
-from octavo.block_manager.hashing import chain_hash
+from octavo.block_manager.hashing import ALL_BITS
 from octavo.block_manager.tiers import TransferTiming
 from octavo.config import TenantConfig
 from octavo.errors import ClientError, PinBudgetError
@@ -33,7 +33,7 @@ settings.register_profile(
 
 # Few different tokens, so that blocks are equal by accident as well as by design.
 PROMPTS = st.lists(st.integers(0, 2), min_size=1, max_size=20)
-HASHERS = {"chained": chain_hash, "colliding": lambda parent, tokens: 0}
+HASH_MASKS = {"whole": ALL_BITS, "colliding": 0}
 
 
 class ServingMachine(RuleBasedStateMachine):
@@ -52,7 +52,7 @@ class ServingMachine(RuleBasedStateMachine):
         max_num_seqs=st.sampled_from([1, 2, 4, 6]),
         spare_budget=st.sampled_from([0, 3, 30]),
         caching=st.sampled_from([True, True, False]),
-        hasher=st.sampled_from(sorted(HASHERS)),
+        hashes=st.sampled_from(sorted(HASH_MASKS)),
         watermark_ratio=st.sampled_from([0.0, 0.01, 0.3]),
         host_blocks=st.sampled_from([0, 1, 3, 12]),
         disk_blocks=st.sampled_from([0, 0, 0, 3, 20]),
@@ -73,7 +73,7 @@ class ServingMachine(RuleBasedStateMachine):
         max_num_seqs: int,
         spare_budget: int,
         caching: bool,
-        hasher: str,
+        hashes: str,
         watermark_ratio: float,
         floor: float | None,
         ceiling: float | None,
@@ -93,7 +93,7 @@ class ServingMachine(RuleBasedStateMachine):
             max_num_batched_tokens=max_num_seqs + spare_budget,
             max_model_len=48,
             caching=caching,
-            hasher=HASHERS[hasher],
+            hash_mask=HASH_MASKS[hashes],
             watermark_ratio=watermark_ratio,
             tenants=tenants,
             groups=None if windows is None else LayerGroups.of(windows, longest=48),

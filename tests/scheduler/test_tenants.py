@@ -15,7 +15,7 @@ from factories import greedy, make_scheduler
 from octavo.config import TenantConfig
 from octavo.errors import InvalidRequestError
 from octavo.scheduler.plan import Sampled, StepPlan
-from octavo.scheduler.request import split_stream
+from octavo.scheduler.streams import split_stream
 from octavo.scheduler.tenants import OUTPUT_COST, PROMPT_COST, Tenants
 
 

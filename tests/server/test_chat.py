@@ -9,6 +9,7 @@ import httpx
 import pytest
 from fake_engine import FakeEngine
 
+from octavo.engine.messages import unpacked
 from octavo.engine.tokenizer import Tokenizer
 
 EventsOf = Callable[[str], list[Any]]
@@ -28,21 +29,21 @@ async def test_an_answer(http: httpx.AsyncClient, engine: FakeEngine, tokenizer:
     assert choice["message"] == {"content": "Hi there", "role": "assistant", "refusal": None}
     assert choice["finish_reason"] == "stop"
     rendered = "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
-    assert engine.seen[0].prompt_token_ids == tokenizer.encode(rendered, add_special_tokens=False)
-    assert answer["usage"]["prompt_tokens"] == len(engine.seen[0].prompt_token_ids)
+    assert unpacked(engine.seen[0].prompt) == tokenizer.encode(rendered, add_special_tokens=False)
+    assert answer["usage"]["prompt_tokens"] == len(unpacked(engine.seen[0].prompt))
 
 
 async def test_content_may_come_in_text_parts(http: httpx.AsyncClient, engine: FakeEngine) -> None:
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     await chat(http, [{"role": "user", "content": parts}], max_tokens=1)
     await chat(http, [{"role": "user", "content": "one\ntwo"}], max_tokens=1)
-    assert engine.seen[0].prompt_token_ids == engine.seen[1].prompt_token_ids
+    assert unpacked(engine.seen[0].prompt) == unpacked(engine.seen[1].prompt)
 
 
 async def test_developer_is_the_newer_name_of_system(http: httpx.AsyncClient, engine: FakeEngine) -> None:
     for role in ("developer", "system"):
         await chat(http, [{"role": role, "content": "Be brief."}, *HELLO], max_tokens=1)
-    assert engine.seen[0].prompt_token_ids == engine.seen[1].prompt_token_ids
+    assert unpacked(engine.seen[0].prompt) == unpacked(engine.seen[1].prompt)
 
 
 async def test_every_role_is_accepted(http: httpx.AsyncClient) -> None:
@@ -84,7 +85,7 @@ async def test_token_ids_are_returned_on_request(
     http: httpx.AsyncClient, engine: FakeEngine, events_of: EventsOf
 ) -> None:
     whole = (await chat(http, max_tokens=3, return_token_ids=True)).json()
-    prompt = engine.seen[0].prompt_token_ids
+    prompt = unpacked(engine.seen[0].prompt)
     assert whole["prompt_token_ids"] == prompt
     assert whole["choices"][0]["token_ids"] == prompt[:3]
     chunks = events_of((await chat(http, max_tokens=3, return_token_ids=True, stream=True)).text)[:-1]
@@ -94,7 +95,7 @@ async def test_token_ids_are_returned_on_request(
 
 async def test_the_last_turn_can_be_left_open(http: httpx.AsyncClient, engine: FakeEngine) -> None:
     await chat(http, max_tokens=1, add_generation_prompt=False, chat_template_kwargs={"enable_thinking": False})
-    assert engine.seen[0].prompt_token_ids[-2] == engine.eos
+    assert unpacked(engine.seen[0].prompt)[-2] == engine.eos
 
 
 @pytest.mark.parametrize(

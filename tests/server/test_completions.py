@@ -9,6 +9,7 @@ import httpx
 import pytest
 from fake_engine import FakeEngine
 
+from octavo.engine.messages import unpacked
 from octavo.engine.tokenizer import Tokenizer
 
 EventsOf = Callable[[str], list[Any]]
@@ -56,7 +57,7 @@ async def test_every_form_of_prompt(
     for number, text in enumerate(texts):
         expected = tokenizer.decode((tokenizer.encode(text) * 3)[:3])
         assert [choice["text"] for choice in answer["choices"][2 * number : 2 * number + 2]] == [expected] * 2
-    assert [request.prompt_token_ids for request in engine.seen] == [tokenizer.encode(text) for text in texts]
+    assert [unpacked(request.prompt) for request in engine.seen] == [tokenizer.encode(text) for text in texts]
     assert answer["usage"]["prompt_tokens"] == sum(len(tokenizer.encode(text)) for text in texts)
     assert answer["usage"]["completion_tokens"] == 6 * len(texts)
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
+from octavo.block_manager import loops
 from octavo.block_manager.manager import BlockManager, PrefixMatch, SwappedBlocks
 from octavo.block_manager.tiers import Tier, Transfer
 
@@ -60,33 +62,48 @@ def transfer(contents: dict[tuple[Tier, int], Any], transfers: Iterable[Transfer
 
 
 class CountedArray:
-    """An array that counts how many of its elements are read or written."""
+    """A one- or two-dimensional array that counts how many of its elements, or rows, are read or written."""
 
     def __init__(self, values: Any) -> None:
         self.values = values
         self.operations = 0
 
-    def __getitem__(self, key: int | slice) -> Any:
+    def __getitem__(self, key: Any) -> Any:
         self.operations += self._elements(key)
         return self.values[key]
 
-    def __setitem__(self, key: int | slice, value: Any) -> None:
+    def __setitem__(self, key: Any, value: Any) -> None:
         self.operations += self._elements(key)
         self.values[key] = value
 
     def __len__(self) -> int:
         return len(self.values)
 
-    def _elements(self, key: int | slice) -> int:
-        return len(range(*key.indices(len(self.values)))) if isinstance(key, slice) else 1
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape: tuple[int, ...] = self.values.shape
+        return shape
+
+    def _elements(self, key: Any) -> int:
+        if isinstance(key, slice):
+            return len(range(*key.indices(len(self.values))))
+        return len(key) if isinstance(key, np.ndarray) else 1
+
+
+def interpret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs what is compiled in Python. A block's first token is its hash, so that no two share a bucket."""
+    for name, function in vars(loops).items():
+        if hasattr(function, "py_func"):
+            monkeypatch.setattr(loops, name, function.py_func)
+    monkeypatch.setattr(loops, "_hash", lambda hasher, parent, tokens, begin, end: int(tokens[begin]))
 
 
 def count_operations(*owners: object) -> Callable[[], int]:
-    """Counts the elements that are read or written from now on in all arrays of these objects."""
+    """Counts the elements that are read or written from now on in all arrays of these objects; see `interpret`."""
     counted = []
     for owner in owners:
         for name, value in vars(owner).items():
-            if isinstance(value, array | memoryview):
+            if isinstance(value, array | np.ndarray):
                 counted.append(CountedArray(value))
                 setattr(owner, name, counted[-1])
     return lambda: sum(values.operations for values in counted)

@@ -15,8 +15,9 @@ from octavo.block_manager.tiers import Tier, TransferTiming
 from octavo.scheduler.costs import pairs
 from octavo.scheduler.decisions import PreemptionRecord, Wait
 from octavo.scheduler.plan import Int32s, StepPlan
-from octavo.scheduler.request import Sequence, SequenceState, stream_of
+from octavo.scheduler.request import Sequence, SequenceState
 from octavo.scheduler.sampling import SamplingParams
+from octavo.scheduler.streams import stream_of
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from oracle import OracleRunner
 
 from octavo.block_manager.groups import LayerGroups
-from octavo.block_manager.hashing import ChainHash, chain_hash
+from octavo.block_manager.hashing import ALL_BITS
 from octavo.block_manager.manager import BlockManager
 from octavo.block_manager.pool import BlockPool
 from octavo.block_manager.prefix_cache import PrefixCache
@@ -19,9 +19,10 @@ from octavo.block_manager.tiers import Tiers
 from octavo.block_manager.windowed import WindowedBlockManager
 from octavo.config import SchedulerConfig
 from octavo.scheduler.plan import StepPlan, StepResult
-from octavo.scheduler.request import FinishReason, Request, split_stream
+from octavo.scheduler.request import FinishReason, Request
 from octavo.scheduler.sampling import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
+from octavo.scheduler.streams import split_stream
 from octavo.scheduler.tenants import Tenant, Tenants
 
 VOCAB = 64
@@ -34,7 +35,7 @@ def make_manager(
     num_rows: int = 4,
     *,
     caching: bool = True,
-    hasher: ChainHash = chain_hash,
+    hash_mask: int = ALL_BITS,
     host_blocks: int = 0,
     disk_blocks: int = 0,
     groups: LayerGroups | None = None,
@@ -49,7 +50,7 @@ def make_manager(
         "num_rows": num_rows,
         "max_blocks_per_row": max_blocks_per_row or num_blocks,
         "prefix_caching": caching,
-        "hasher": hasher,
+        "hash_mask": hash_mask,
     }
     if groups is not None and groups.num_windowed:
         return WindowedBlockManager(groups=groups, max_chunk=max_chunk, **limits)
@@ -72,7 +73,7 @@ def make_scheduler(
     max_num_batched_tokens: int = 32,
     max_model_len: int = 64,
     caching: bool = True,
-    hasher: ChainHash = chain_hash,
+    hash_mask: int = ALL_BITS,
     host_blocks: int = 0,
     disk_blocks: int = 0,
     groups: LayerGroups | None = None,
@@ -88,7 +89,7 @@ def make_scheduler(
         block_size,
         max_num_seqs,
         caching=caching,
-        hasher=hasher,
+        hash_mask=hash_mask,
         host_blocks=host_blocks,
         disk_blocks=disk_blocks,
         groups=groups,

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 
-from octavo.engine.messages import AddRequest, EngineInfo, EngineStats, SequenceDelta, TierBlocks
+from octavo.engine.messages import AddRequest, EngineInfo, EngineStats, SequenceDelta, TierBlocks, unpacked
 from octavo.errors import EngineUnavailableError
 
 
@@ -103,9 +103,9 @@ class FakeEngine:
 
     def _output(self, request: AddRequest) -> tuple[list[int], str]:
         sampling = request.sampling
-        room = self.info.max_model_len - len(request.prompt_token_ids)
+        prompt = unpacked(request.prompt)
+        room = self.info.max_model_len - len(prompt)
         limit = min(room, sampling.max_tokens or room)
-        prompt = request.prompt_token_ids
         endless = prompt * (limit // len(prompt) + 1)
         output = endless if self.script is None else [*self.script, self.eos]
         return output[:limit], "stop" if len(output) <= limit else "length"
