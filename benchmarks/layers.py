@@ -2,6 +2,7 @@
 
     GOMP_SPINCOUNT=2000 python benchmarks/layers.py         # threads wait as they do in the engine's process
     GOMP_SPINCOUNT=2000 python benchmarks/layers.py --shapes 1x200x1 16x940x1s 1x2400x512 --turns 20
+    GOMP_SPINCOUNT=2000 python benchmarks/layers.py --quantization int8        # beside the same call in bfloat16
 
 A shape is SEQUENCES x CONTEXT x NEW: that many sequences of that length, of which the last NEW tokens are computed.
 With an s at its end, all but the last 40 tokens of their context are the same blocks. "floor" is what the machine needs
@@ -93,17 +94,26 @@ def main() -> int:
     parser.add_argument("--model", default=DEFAULT_MODEL, help="as for `octavo serve`")
     parser.add_argument("--shapes", nargs="+", default=SHAPES)
     parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--quantization", choices=["int8"], help="measure such weights beside bfloat16")
     options = parser.parse_args()
     if not amx.is_available():
         print("this machine has no AMX tiles for bfloat16: the compiled call is for those that have")
         return 1
     folder = resolve(options.model, progress=print).path
-    ours = load_model(folder, dtype="bfloat16")
-    with mock.patch.object(compiled, "fits", return_value=False):
-        theirs = load_model(folder, dtype="bfloat16")
+    if options.quantization:
+        ours, theirs = load_model(folder, dtype="bfloat16", quantization="int8"), load_model(folder, dtype="bfloat16")
+    else:
+        ours = load_model(folder, dtype="bfloat16")
+        with mock.patch.object(compiled, "fits", return_value=False):
+            theirs = load_model(folder, dtype="bfloat16")
     read = torch.ones(READ_BYTES // 8, dtype=torch.int64)  # of zeros there would be one page
     table = Table(
-        "sequences x context x new", "one call, ms", "by operation, ms", "ratio", "floor, ms", title="one step"
+        "sequences x context x new",
+        f"{options.quantization or 'one call'}, ms",
+        f"{'bfloat16' if options.quantization else 'by operation'}, ms",
+        "ratio",
+        "floor, ms",
+        title="one step",
     )
     for shape in options.shapes:
         sequences, context, new = map(int, shape.rstrip("s").split("x"))

@@ -297,7 +297,8 @@ class BlockManager:
             self._promote(row, match, tokens)
         if self.prefix_caching:
             self.prefix_queries += len(tokens)
-            self._count_hits(match)
+            for tier, hits in self.hits(match).items():
+                self.prefix_hits[tier] += hits
 
     def _promote(self, row: int, match: PrefixMatch, tokens: Tokens) -> None:
         """Plans the copies that bring what lies below into the row's new blocks, which are indexed at once."""
@@ -311,10 +312,13 @@ class BlockManager:
             twin = self._publish_run(row, tokens, match.num_tokens // self.block_size)
             assert not twin, f"block {twin} holds what was looked for below the device"
 
-    def _count_hits(self, match: PrefixMatch) -> None:
-        self.prefix_hits[Tier.DEVICE] += len(match.blocks) * self.block_size
+    def hits(self, match: PrefixMatch) -> dict[Tier, int]:
+        """The tokens that were found, by tier."""
+        found = {Tier.DEVICE: len(match.blocks) * self.block_size}
         for index, place in enumerate(match.below, len(match.blocks)):
-            self.prefix_hits[place.tier] += min(self.block_size, match.num_tokens - index * self.block_size)
+            tokens = min(self.block_size, match.num_tokens - index * self.block_size)
+            found[place.tier] = found.get(place.tier, 0) + tokens
+        return found
 
     def grow(self, rows: Sequence[int]) -> None:
         """Appends one entry to each of these rows' tables; the caller has checked `room` for `blocks_per_column`."""

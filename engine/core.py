@@ -82,6 +82,7 @@ class EngineCore:
             seed=config.model.seed,
             attention_backend=config.execution.attention_backend,
             trust_remote_code=config.model.trust_remote_code,
+            quantization=config.model.quantization,
         )
         if config.execution.deterministic and not decoder.is_batch_invariant:
             raise ConfigError(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.attention import PagedBatch
-from octavo.kernels.cpu import amx, stack
+from octavo.kernels.cpu import amx, int8, stack
 from octavo.kernels.cpu.chunks import TILE_ROWS
 from octavo.kernels.cpu.linear import interleave, workers_for
 from octavo.kernels.cpu.tiles import ACTIVATIONS, BLOCK, ROWS
@@ -18,12 +18,12 @@ from octavo.models.layers import Rotary
 from octavo.models.shape import ModelShape
 
 
-def fits(shape: ModelShape, dtype: torch.dtype) -> bool:
+def fits(shape: ModelShape, dtype: torch.dtype, *, quantized: bool = False) -> bool:
     """Whether `CompiledLayers` can run a model of this shape and type here."""
     widths = (shape.hidden_size, shape.q_size, shape.intermediate_size)
     return (
         dtype is torch.bfloat16
-        and amx.is_available()
+        and (int8 if quantized else amx).is_available()
         and all(width % BLOCK == 0 for width in widths)
         and shape.head_dim % ROWS == 0
         and shape.num_q_heads // shape.num_kv_heads <= TILE_ROWS
@@ -38,10 +38,19 @@ class CompiledLayers:
         shape: What the model looks like; see `fits`.
         layers: Weights, first layer to last; each is packed before the next one is asked for.
         ropes: Rotary tables of layers without a window and of layers with one.
+        quantized: Keep the projections' weights in int8.
     """
 
-    def __init__(self, shape: ModelShape, layers: Iterable[LayerTensors], ropes: tuple[Rotary, Rotary]) -> None:
+    def __init__(
+        self,
+        shape: ModelShape,
+        layers: Iterable[LayerTensors],
+        ropes: tuple[Rotary, Rotary],
+        *,
+        quantized: bool = False,
+    ) -> None:
         self._shape = shape
+        self._quantized = quantized
         self._weights: list[Tensor] = []
         self._others: list[Tensor] = []  # norms, biases and tables, of which the kernel knows the addresses
         self._addresses = np.zeros((shape.num_layers, stack.NUM_FIELDS), dtype=np.int64)
@@ -102,10 +111,14 @@ class CompiledLayers:
             (stack.GATE_UP, interleave(tensors.gate_up), gate_up_bias),
             (stack.DOWN, tensors.down, tensors.down_bias),
         ):
-            packed = amx.pack(weight)
+            if self._quantized:
+                numbers, scales = int8.quantize(weight)
+                packed, row[field + stack.SCALES] = int8.pack(numbers), self._keep(scales)
+            else:
+                packed = amx.pack(weight)
             self._weights.append(packed)
             row[field] = packed.data_ptr()
-            row[field + 1] = 0 if bias is None else self._keep(bias.float())
+            row[field + stack.BIAS] = 0 if bias is None else self._keep(bias.float())
         for field, norm in (
             (stack.ATTENTION_NORM, tensors.attention_norm),
             (stack.MLP_NORM, tensors.mlp_norm),

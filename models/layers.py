@@ -54,6 +54,13 @@ def _amx() -> ModuleType:
 
 
 @cache
+def _int8() -> ModuleType:
+    from octavo.kernels.cpu import int8
+
+    return int8
+
+
+@cache
 def _linear() -> ModuleType:
     from octavo.kernels.cpu import linear
 
@@ -103,13 +110,19 @@ class Linear:
     Args:
         weight: [out, in]; may be dropped by the caller, as packing makes its own copy.
         bias: [out], or None.
+        quantized: Keep the weights in int8, with a scale for each output; for AMX tiles only.
     """
 
-    __slots__ = ("_bias", "_layout", "_num_outputs", "_weight")
+    __slots__ = ("_bias", "_layout", "_num_outputs", "_scales", "_weight")
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self._layout, self._weight = _pack(weight)
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, quantized: bool = False) -> None:
         self._num_outputs = weight.shape[0]
+        self._scales: Tensor | None = None
+        if quantized:
+            numbers, self._scales = _int8().quantize(weight)
+            self._layout, self._weight = Layout.AMX, _int8().pack(numbers)
+        else:
+            self._layout, self._weight = _pack(weight)
         self._bias = bias.float() if bias is not None and self._layout is Layout.AMX else bias
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -126,7 +139,7 @@ class Linear:
         return self._multiply(x, torch.float32) if self._layout is Layout.AMX else None
 
     def _multiply(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        product: Tensor = _linear().linear(x, self._weight, self._num_outputs, self._bias, dtype)
+        product: Tensor = _linear().linear(x, self._weight, self._num_outputs, self._bias, dtype, self._scales)
         return product
 
     @property
@@ -137,7 +150,7 @@ class Linear:
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """The tensors that it keeps in memory."""
-        return (self._weight,) if self._bias is None else (self._weight, self._bias)
+        return tuple(tensor for tensor in (self._weight, self._scales, self._bias) if tensor is not None)
 
 
 class Head:

@@ -17,6 +17,7 @@ from octavo.models.layers import Head, Linear, RmsNorm, Rotary
 from octavo.models.shape import ModelShape
 
 LOAD_FORMATS = ("auto", "dummy")
+QUANTIZATIONS = ("none", "int8")
 
 Source = Callable[[str], Tensor]
 """Gives one tensor of the checkpoint by its name, of any type and on any device."""
@@ -32,6 +33,7 @@ def load_model(
     seed: int = 0,
     attention_backend: str = "auto",
     trust_remote_code: bool = False,
+    quantization: str = "none",
 ) -> Decoder:
     """Loads a model folder.
 
@@ -44,12 +46,13 @@ def load_model(
         seed: For ``dummy``.
         attention_backend: As for `octavo.kernels.attention.select_backend`.
         trust_remote_code: As for `ModelShape.read`.
+        quantization: ``int8`` keeps the weights of all products in int8, with a scale for each output.
 
     Raises:
         ModelNotFoundError: There is no ``config.json``.
         UnsupportedModelError: The decoder does not cover the model.
         WeightsError: The weight files are not what they should be.
-        ConfigError: An option is not one of the above.
+        ConfigError: An option is not one of the above, or not possible here.
     """
     device = torch.device(device)
     kernels = select_backend(device, attention_backend)
@@ -57,9 +60,12 @@ def load_model(
     target: torch.dtype = getattr(torch, shape.served_dtype(dtype))
     if load_format not in LOAD_FORMATS:
         raise ConfigError(f"load format must be {' or '.join(LOAD_FORMATS)}, not {load_format!r}")
+    if quantization not in QUANTIZATIONS:
+        raise ConfigError(f"quantization must be {' or '.join(QUANTIZATIONS)}, not {quantization!r}")
     dummy = load_format == "dummy"
     source = random_weights(shape, seed, target, device) if dummy else Checkpoint(folder, shape).read
-    return _Builder(shape, source, target, device).build(kernels, max_model_len or shape.max_position_embeddings)
+    builder = _Builder(shape, source, target, device, quantized=quantization == "int8")
+    return builder.build(kernels, max_model_len or shape.max_position_embeddings)
 
 
 def random_weights(shape: ModelShape, seed: int, dtype: torch.dtype, device: torch.device) -> Source:
@@ -79,7 +85,10 @@ def random_weights(shape: ModelShape, seed: int, dtype: torch.dtype, device: tor
 class _Builder:
     """Copies tensors to their place one at a time, so that no more than one layer exists twice."""
 
-    def __init__(self, shape: ModelShape, source: Source, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, shape: ModelShape, source: Source, dtype: torch.dtype, device: torch.device, *, quantized: bool
+    ) -> None:
+        self._quantized = quantized
         self._shape = shape
         self._shapes = shape.parameter_shapes()
         self._source = source
@@ -88,27 +97,41 @@ class _Builder:
 
     def build(self, kernels: Backend, max_model_len: int) -> Decoder:
         shape = self._shape
+        compiled = self._is_compiled(kernels)
+        if self._quantized and not compiled:
+            raise ConfigError(
+                f"--quantization int8: there are kernels for it only for bfloat16 on CPUs with AMX, with "
+                f"--attention-backend auto or cpu, and not for this model in {str(self._dtype).removeprefix('torch.')} "
+                f"on this {self._device.type} with {kernels.name} attention"
+            )
         embedding = self._stack("model.embed_tokens.weight")
         full = Rotary(shape.rope, shape.head_dim, max_model_len, self._device)
         local = full
         if shape.local_rope is not None:
             local = Rotary(shape.local_rope, shape.head_dim, max_model_len, self._device)
         tied = shape.tied_embeddings
-        head = Head(Linear(embedding if tied else self._stack("lm_head.weight")), embedding if tied else None)
+        output = Linear(embedding if tied else self._stack("lm_head.weight"), quantized=self._quantized)
+        head = Head(output, embedding if tied else None)
         norm = RmsNorm(
             self._stack("model.norm.weight"), shape.norm_eps, adds_one=shape.norm_adds_one, dtype=self._dtype
         )
-        layers = self._layers((full, local), kernels)
+        layers = self._layers((full, local), kernels, compiled=compiled)
         return Decoder(shape, embedding=embedding, layers=layers, norm=norm, head=head)
 
-    def _layers(self, ropes: tuple[Rotary, Rotary], kernels: Backend) -> LayerStack:
-        if kernels.name == "cpu":
-            # Imported on demand: it loads the CPU kernels, which a GPU server does without.
-            from octavo.models import compiled
+    def _is_compiled(self, kernels: Backend) -> bool:
+        if kernels.name != "cpu":
+            return False
+        # Imported on demand: it loads the CPU kernels, which a GPU server does without.
+        from octavo.models.compiled import fits
 
-            if compiled.fits(self._shape, self._dtype):
-                return compiled.CompiledLayers(self._shape, self._tensors(), ropes)
-        return TorchLayers(self._shape, self._tensors(), self._dtype, ropes, kernels)
+        return fits(self._shape, self._dtype, quantized=self._quantized)
+
+    def _layers(self, ropes: tuple[Rotary, Rotary], kernels: Backend, *, compiled: bool) -> LayerStack:
+        if not compiled:
+            return TorchLayers(self._shape, self._tensors(), self._dtype, ropes, kernels)
+        from octavo.models.compiled import CompiledLayers
+
+        return CompiledLayers(self._shape, self._tensors(), ropes, quantized=self._quantized)
 
     def _tensors(self) -> Iterator[LayerTensors]:
         shape = self._shape

@@ -320,11 +320,8 @@ class Admission:
         return chunk
 
     def _record_look_up(self, sequence: Sequence, match: PrefixMatch) -> None:
-        state, size = self._state, self._state.manager.block_size
-        hits = {Tier.DEVICE: len(match.blocks) * size}
-        for index, place in enumerate(match.below, len(match.blocks)):
-            hits[place.tier] = hits.get(place.tier, 0) + min(size, match.num_tokens - index * size)
-        miss = state.manager.explain_miss(sequence.tokens, match)
+        state = self._state
+        hits, miss = state.manager.hits(match), state.manager.explain_miss(sequence.tokens, match)
         state.decisions.add_look_up(LookUp(state.counters.steps, sequence.stream, len(sequence.tokens), hits, miss))
 
     def _record_return(self, sequence: Sequence, match: PrefixMatch) -> None:

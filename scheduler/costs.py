@@ -76,6 +76,17 @@ class CostModel:
         coefficients = self._fitted()
         return float(coefficients[0] + coefficients[2] * num_sequences) or None
 
+    def tokens_within(self, seconds: float, num_sequences: int, start: int, most: int) -> int:
+        """Prefill tokens from position ``start`` on, ``most`` at most, that fit beside so many sequences' decodes.
+
+        Args:
+            seconds: What the step may take; as many tokens as there may be if costs are not known yet.
+        """
+        decodes, chunk = self.decode_seconds(num_sequences), self.compute_seconds(most, start)
+        if decodes is None or not chunk:
+            return most
+        return min(most, int(most * max(0.0, seconds - decodes) / chunk))
+
     def block_seconds(self, source: Tier, target: Tier) -> float | None:
         """Predicted seconds to copy one block; None if it was never measured."""
         return self._block_seconds.get((source, target))

@@ -47,6 +47,9 @@ from octavo.scheduler.state import Running, SchedulerCounters, State
 from octavo.scheduler.tenants import Tenant, Tenants
 from octavo.scheduler.validation import check_length, check_prompt, check_tokens, largest_search
 
+# Prefill tokens that a step may always compute: however slow decodes are, prompts get on.
+_LEAST_PREFILL = 32
+
 # Steps between two looks at whether lower tiers are worth coming back from.
 _JUDGE_TIERS_STEPS = 16
 
@@ -289,10 +292,10 @@ class Scheduler:
         preemptions = self.counters.preemptions
         copies = self._growth.prepare()
         nobody_gave_way = self.counters.preemptions == preemptions
-        rows, lens = self._split_budget()
+        rows, lens, budget = self._split_budget()
         self._publish(rows, lens)
         if nobody_gave_way:
-            admitted, chunks = self._admission.admit(self.config.max_num_batched_tokens - int(lens.sum()))
+            admitted, chunks = self._admission.admit(budget)
             rows, lens = np.concatenate((rows, admitted)), np.concatenate((lens, chunks))
         else:
             self._admission.note(WaitReason.PREEMPTION)
@@ -442,20 +445,36 @@ class Scheduler:
             tier for tier, seconds in round_trips.items() if compute is None or seconds is None or seconds < compute
         )
 
-    def _split_budget(self) -> tuple[Int32s, Int32s]:
-        """Rows to compute and tokens for each: one-token sequences first, then chunks in the policy's order."""
+    def _split_budget(self) -> tuple[Int32s, Int32s, int]:
+        """Rows to compute and tokens for each: one-token sequences first, then chunks in the policy's order.
+
+        Returns:
+            Rows, tokens, and how many tokens are left for sequences that are let in.
+        """
         rows = self.state.running.rows
         missing = self.rows.num_tokens[rows] - self.rows.num_computed[rows]
         single = missing == 1
         if single.all():
-            return rows, missing
+            return rows, missing, self._prefill_budget(len(rows), 0)
         behind = rows[~single]
-        budget = self.config.max_num_batched_tokens - int(single.sum())
+        budget = self._prefill_budget(int(single.sum()), int(self.rows.num_computed[behind[0]]))
         # What is left for each one after those before it took theirs.
         spent_before = np.cumsum(missing[~single]) - missing[~single]
         chunks = np.clip(budget - spent_before, 0, missing[~single]).astype(np.int32)
         served = chunks > 0
-        return np.concatenate((rows[single], behind[served])), np.concatenate((missing[single], chunks[served]))
+        left = budget - int(chunks.sum())
+        return np.concatenate((rows[single], behind[served])), np.concatenate((missing[single], chunks[served])), left
+
+    def _prefill_budget(self, decodes: int, start: int) -> int:
+        """Tokens that may be computed beside so many decodes, the first of them from position ``start`` on.
+
+        What is predicted takes some time to find out: only where there are prompts to be computed.
+        """
+        most, seconds, some = self.config.max_num_batched_tokens - decodes, self.config.max_step_time, _LEAST_PREFILL
+        to_come = len(self.state.running) > decodes or (len(self.state.waiting) and self.rows.available)
+        if not decodes or not to_come or not seconds or most <= some:
+            return most
+        return max(some, self.state.costs.tokens_within(seconds, decodes, start, most))
 
     def _publish(self, rows: Int32s, lens: Int32s) -> None:
         """Prepares the blocks that this step writes to, and publishes those that it fills."""

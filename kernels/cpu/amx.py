@@ -208,6 +208,32 @@ def _emit_multiply(context, builder, signature, args, row_tiles, fetch, steps, p
             _emit(builder, "tilestored64", [_BYTE, _POINTER, _INT64], arguments)
 
 
+def emit_byte_products(context, builder, signature, args, *, fetch):
+    """Emits the products of `octavo.kernels.cpu.int8.multiply`; tiles 4 and 5 hold high and low bytes of the rows."""
+    sums = builder.bitcast(context.make_array(signature.args[0])(context, builder, args[0]).data, _POINTER)
+    weight, rows = (_begin(context, builder, signature, args, i) for i in (1, 4))
+    for tile in range(2 * PANELS):
+        _emit(builder, "tilezero", [_BYTE], [_BYTE(tile)])
+    with cgutils.for_range(builder, args[3]) as loop:
+        offset = builder.mul(loop.index, _INT64(2 * _TILE_BYTES))
+        for part in range(2):
+            pointer = builder.gep(rows, [builder.add(offset, _INT64(part * _TILE_BYTES))])
+            _emit_load(builder, 4 + part, pointer, _INT64(_LINE))
+        if fetch:
+            _emit_prefetch(builder, weight, builder.add(offset, _INT64(_AHEAD)), PANELS * _TILE_BYTES)
+        else:
+            ahead = builder.add(offset, _INT64(_ROWS_AHEAD * 2 * _TILE_BYTES))
+            _emit_prefetch(builder, rows, ahead, 2 * _TILE_BYTES)
+        for j in range(PANELS):
+            pointer = builder.gep(weight, [builder.add(offset, _INT64(j * _TILE_BYTES))])
+            _emit_load(builder, 6 + j, pointer, _INT64(_LINE))
+            _emit(builder, "tdpbssd", [_BYTE] * 3, [_BYTE(j), _BYTE(4), _BYTE(6 + j)])
+            _emit(builder, "tdpbusd", [_BYTE] * 3, [_BYTE(PANELS + j), _BYTE(5), _BYTE(6 + j)])
+    for tile in range(2 * PANELS):
+        arguments = [_BYTE(tile), builder.gep(sums, [_INT64(tile * _TILE_BYTES)]), _INT64(_LINE)]
+        _emit(builder, "tilestored64", [_BYTE, _POINTER, _INT64], arguments)
+
+
 def _begin(context, builder, signature, args, i):
     """A byte pointer to where an operand begins: an array and, after it, an offset in its elements."""
     data = context.make_array(signature.args[i])(context, builder, args[i]).data

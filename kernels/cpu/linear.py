@@ -2,7 +2,7 @@
 
 A product visits the rows in blocks that stay in a core's cache, and in each all groups of outputs that fall to the
 thread. Sums of 32 rows × 32 outputs are finished where they are: stored, added to the residual stream, or put through
-the MLP's gate.
+the MLP's gate. Weights are bfloat16, or int8 with a scale for each output (`octavo.kernels.cpu.int8`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import torch
 from numba import njit, prange, types
 from torch import Tensor
 
-from octavo.kernels.cpu import amx, bits, elementary, team, tiles
+from octavo.kernels.cpu import amx, bits, elementary, int8, team, tiles
 from octavo.kernels.cpu.amx import GROUP, OUTPUTS, PANELS, configure, multiply, release
 from octavo.kernels.cpu.bits import NUMBA_TYPES, source_key, stored
 from octavo.kernels.cpu.elementary import FASTMATH
+from octavo.kernels.cpu.int8 import NUM_SUMS
 from octavo.kernels.cpu.team import share
 from octavo.kernels.cpu.tiles import BLOCK, ROWS, add_run, gelu_tanh, place, put_run, silu, tile_rows, tiled_size
 
@@ -30,7 +31,8 @@ _WEIGHTS_PER_THREAD = 64 * 1024
 # Sums of a group lie panel by panel: 2 × 32 rows × 16 outputs.
 PANEL = 2 * ROWS * OUTPUTS
 
-_NO_BIAS = np.empty(0, np.float32)
+_NONE = np.empty(0, np.float32)
+_NO_WORDS, _NO_NUMBERS = np.empty(0, np.uint16), np.empty(0, np.int8)
 
 
 def workers_for(num_weights: int) -> int:
@@ -40,15 +42,23 @@ def workers_for(num_weights: int) -> int:
     return workers
 
 
-def linear(x: Tensor, packed: Tensor, num_outputs: int, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+def linear(
+    x: Tensor,
+    packed: Tensor,
+    num_outputs: int,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    scales: Tensor | None = None,
+) -> Tensor:
     """``x Wᵀ + b``, summed in float32.
 
     Args:
-        x: bfloat16 [num_rows, in]; rows are contiguous.
-        packed: From `octavo.kernels.cpu.amx.pack`.
+        x: bfloat16 [num_rows, in]; rows are contiguous, ``in`` is a multiple of 32.
+        packed: From `octavo.kernels.cpu.amx.pack`, or from that of `octavo.kernels.cpu.int8`.
         num_outputs: Rows of the weight.
         bias: float32 [out], or None.
         dtype: Of the result: bfloat16 or float32.
+        scales: float32 [out] of weights in int8, from `octavo.kernels.cpu.int8.quantize`; None if they are not.
 
     Returns:
         [num_rows, out].
@@ -56,22 +66,25 @@ def linear(x: Tensor, packed: Tensor, num_outputs: int, bias: Tensor | None, dty
     out = torch.empty((x.shape[0], -(-num_outputs // OUTPUTS) * OUTPUTS), dtype=dtype)
     kernel = _linear_kernel(NUMBA_TYPES[dtype])
     workers = workers_for(packed.numel())
+    flat = packed.view(-1)
     kernel(
-        stored(out).numpy(), stored(x).numpy(), stored(packed).numpy().reshape(-1),
-        _NO_BIAS if bias is None else bias.numpy(), workers,
+        stored(out).numpy(), stored(x).numpy(),
+        stored(flat).numpy() if scales is None else _NO_WORDS, _NO_NUMBERS if scales is None else flat.numpy(),
+        _NONE if scales is None else scales.numpy(), _NONE if bias is None else bias.numpy(), workers,
     )  # fmt: skip
     return out[:, :num_outputs].contiguous()
 
 
 @cache
 def _linear_kernel(number: types.Type):
-    key = source_key(amx, bits, elementary, team, tiles)
+    key = source_key(amx, bits, elementary, int8, team, tiles)
     signature = types.void(
-        number[:, ::1], types.Array(types.uint16, 2, "A"), types.uint16[::1], types.float32[::1], types.int64
-    )
+        number[:, ::1], types.Array(types.uint16, 2, "A"),
+        types.uint16[::1], types.int8[::1], types.float32[::1], types.float32[::1], types.int64,
+    )  # fmt: skip
 
     @njit(signature, parallel=True, error_model="numpy", nogil=True, cache=True)
-    def kernel(out, x, weights, bias, num_workers):
+    def kernel(out, x, words, numbers, scales, bias, num_workers):
         _ = key  # part of the key under which numba keeps compiled code
         num_rows, num_inputs = x.shape
         tiled = np.empty(tiled_size(num_rows, num_inputs), np.uint16)
@@ -80,6 +93,8 @@ def _linear_kernel(number: types.Type):
         groups = (width + GROUP - 1) // GROUP
         for worker in prange(num_workers):
             sums, config = np.empty(2 * ROWS * GROUP, np.float32), np.zeros(64, np.uint8)
+            room = np.empty(room_bytes(num_rows, num_inputs) if scales.shape[0] > 0 else 0, np.uint8)
+            weights = words, numbers, scales, room, np.empty(ROW_BLOCK, np.float32), np.empty(NUM_SUMS, np.int32)
             configure(config, min(num_rows, ROWS))
             store_product(
                 (flat, width), tiled, num_rows, num_inputs, weights, groups, bias, worker, num_workers, sums
@@ -87,6 +102,28 @@ def _linear_kernel(number: types.Type):
             release()
 
     return kernel
+
+
+@njit(error_model="numpy")
+def room_bytes(num_rows, num_inputs):
+    """Scratch that a product with weights in int8 needs."""
+    return int8.split_bytes(min(num_rows, ROW_BLOCK), num_inputs)
+
+
+@njit(error_model="numpy", forceinline=True)
+def multiply_bytes(sums, byte_sums, row, end, begin, num_inputs, numbers, scales, group, split, steps):
+    """Sums of up to 32 rows from ``row`` on, in a block of rows from ``begin`` on, with a group of weights in int8."""
+    blocks, weight = int8.num_blocks(num_inputs), group * int8.group_bytes(num_inputs)
+    for half in range(row, min(end, row + 2 * ROWS), ROWS):
+        at = int8.split_bytes(half - begin, num_inputs)
+        # Only the first rows wait for the weights; then they are in the cache.
+        if half == begin:
+            int8.multiply(byte_sums, numbers, weight, blocks, split, at, 1)
+        else:
+            int8.multiply(byte_sums, numbers, weight, blocks, split, at, 0)
+        int8.put_sums(
+            sums, (half - row) * OUTPUTS, PANEL, byte_sums, min(ROWS, end - half), steps, half - begin, scales, group
+        )
 
 
 def product_with(finish):
@@ -98,28 +135,39 @@ def product_with(finish):
 
     Returns:
         ``product(target, x, num_rows, num_inputs, weights, num_groups, bias, rank, size, sums)``, a rank's share of the
-        groups. Its tiles must be configured.
+        groups. Its tiles must be configured. ``weights`` are those in bfloat16 and those in int8, one of which
+        is empty, the latter's scales, and scratch: uint8 [room_bytes], float32 [ROW_BLOCK] and int32 [NUM_SUMS].
     """
 
     @njit(error_model="numpy")
     def product(target, x, num_rows, num_inputs, weights, num_groups, bias, rank, size, sums):
         first, last = share(num_groups, rank, size)
         blocks, tile = num_inputs // BLOCK, ROWS * num_inputs
+        words, numbers, scales, split, steps, byte_sums = weights
         for begin in range(0, num_rows, ROW_BLOCK):
             end = min(num_rows, begin + ROW_BLOCK)
+            if scales.shape[0] > 0:
+                int8.split_rows(split, steps, x, begin, end, num_inputs)
+                for group in range(first, last):
+                    for row in range(begin, end, 2 * ROWS):
+                        multiply_bytes(
+                            sums, byte_sums, row, end, begin, num_inputs, numbers, scales, group, split, steps
+                        )
+                        finish(target, sums, row, min(2 * ROWS, end - row), group, bias)
+                continue
             for group in range(first, last):
                 weight = group * GROUP * num_inputs
                 # Only the first rows wait for the weights; then they are in the cache.
                 if end - begin <= ROWS:
-                    multiply(sums, 0, OUTPUTS, PANEL, weights, weight, blocks, x, begin * num_inputs, tile, 1, 1)
+                    multiply(sums, 0, OUTPUTS, PANEL, words, weight, blocks, x, begin * num_inputs, tile, 1, 1)
                 else:
-                    multiply(sums, 0, OUTPUTS, PANEL, weights, weight, blocks, x, begin * num_inputs, tile, 2, 1)
+                    multiply(sums, 0, OUTPUTS, PANEL, words, weight, blocks, x, begin * num_inputs, tile, 2, 1)
                 finish(target, sums, begin, min(2 * ROWS, end - begin), group, bias)
                 for row in range(begin + 2 * ROWS, end, 2 * ROWS):
                     if end - row <= ROWS:
-                        multiply(sums, 0, OUTPUTS, PANEL, weights, weight, blocks, x, row * num_inputs, tile, 1, 0)
+                        multiply(sums, 0, OUTPUTS, PANEL, words, weight, blocks, x, row * num_inputs, tile, 1, 0)
                     else:
-                        multiply(sums, 0, OUTPUTS, PANEL, weights, weight, blocks, x, row * num_inputs, tile, 2, 0)
+                        multiply(sums, 0, OUTPUTS, PANEL, words, weight, blocks, x, row * num_inputs, tile, 2, 0)
                     finish(target, sums, row, min(2 * ROWS, end - row), group, bias)
 
     return product

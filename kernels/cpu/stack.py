@@ -32,6 +32,7 @@ from octavo.kernels.cpu import (
     bits,
     chunks,
     elementary,
+    int8,
     linear,
     softmax,
     team,
@@ -44,7 +45,8 @@ from octavo.kernels.cpu.amx import GROUP, configure, release
 from octavo.kernels.cpu.bits import narrow, source_key
 from octavo.kernels.cpu.chunks import KEYS, TILE_ROWS
 from octavo.kernels.cpu.elementary import FASTMATH
-from octavo.kernels.cpu.linear import PANEL, add_product, gated_product, store_product
+from octavo.kernels.cpu.int8 import NUM_SUMS, group_bytes
+from octavo.kernels.cpu.linear import PANEL, ROW_BLOCK, add_product, gated_product, room_bytes, store_product
 from octavo.kernels.cpu.team import WORDS, barrier, caller, join, share
 from octavo.kernels.cpu.tile_decodes import attend_decodes, decode_units, merge_decodes
 from octavo.kernels.cpu.tile_layout import desk_bytes, pack_share, padded_width
@@ -66,10 +68,13 @@ FloatArray = npt.NDArray[np.float32]
 _LINE = 64  # bytes of a cache line
 
 # Where a layer's weights lie: columns of the table of addresses. 0 is the address of what a model lacks.
+# Those of a projection in int8 have scales; in bfloat16 they have none.
 (
-    QKV, QKV_BIAS, OUTPUT, OUTPUT_BIAS, GATE_UP, GATE_UP_BIAS, DOWN, DOWN_BIAS,
+    QKV, QKV_SCALES, QKV_BIAS, OUTPUT, OUTPUT_SCALES, OUTPUT_BIAS,
+    GATE_UP, GATE_UP_SCALES, GATE_UP_BIAS, DOWN, DOWN_SCALES, DOWN_BIAS,
     ATTENTION_NORM, MLP_NORM, HEAD_NORM, ATTENTION_POST_NORM, MLP_POST_NORM, ROTARY, WINDOW, NUM_FIELDS,
-) = range(16)  # fmt: skip
+) = range(20)  # fmt: skip
+SCALES, BIAS = 1, 2  # after a projection's weights
 
 # Where a step's tensors lie, for each layer.
 KV_CACHE, BLOCK_TABLES, SLOTS, NUM_PLACES = range(4)
@@ -77,14 +82,15 @@ KV_CACHE, BLOCK_TABLES, SLOTS, NUM_PLACES = range(4)
 # What the threads of a step are given: addresses first, then numbers.
 (
     X, LAYERS, PLACES, POSITIONS, SEQ_LENS, CU_QUERY_LENS, FIRST_PART, ENTRIES, UNITS, FIRST_CHUNK, FIRST_ITEM,
-    SCALARS, CREW, COUNTERS, NORMED, ATTENDED, GATED, QKV_ROWS, BRANCH, PARTS, PART_SUMS, PACKED, DESKS,
+    SCALARS, CREW, COUNTERS, NORMED, ATTENDED, GATED, QKV_ROWS, BRANCH, PARTS, PART_SUMS, PACKED, DESKS, ROOMS,
     NUM_WORKERS, NUM_TOKENS, HIDDEN, INTERMEDIATE, NUM_LAYERS, NUM_BLOCKS, NUM_KV_HEADS, BLOCK_SIZE,
     NUM_SEQS, NUM_DECODES, NUM_COLUMNS, NUM_PARTS, NUM_UNITS, NUM_ENTRIES,
-) = range(37)  # fmt: skip
+) = range(38)  # fmt: skip
 
 # For their types.
 _FLOATS, _BFLOATS = np.empty(0, np.float32), np.empty(0, np.uint16)
 _INTS, _LONGS = np.empty(0, np.int32), np.empty(0, np.int64)
+_NUMBERS, _BYTES = np.empty(0, np.int8), np.empty(0, np.uint8)
 _compiled = njit(fastmath=FASTMATH, error_model="numpy")
 
 
@@ -118,6 +124,7 @@ class Stack:
         self._layers = layers
         self._scalars = np.array([scale, softcap, eps], dtype=np.float32)
         self._activation = ACTIVATIONS.index(activation)
+        self._widest = max(hidden, intermediate, num_q_heads * head_dim)
         self._scratch = np.empty(0, dtype=np.uint8)
 
     def compile(self) -> int:
@@ -167,6 +174,7 @@ class Stack:
             4 * num_parts * num_q_heads * 2,
             2 * int(first_chunk[-1]) * kv_heads * 2 * KEYS * width,
             num_workers * desk_bytes(head_dim),
+            num_workers * room_bytes(num_tokens, self._widest) if self._layers[0, QKV_SCALES] else 0,
         )
         arrays = (
             x, self._layers, places, positions, seq_lens, cu_query_lens, first_part, entries, units,
@@ -202,7 +210,7 @@ def _running_total(counts: IntArray) -> IntArray:
 def _share_of(group: int, head_dim: int, activation: int):  # noqa: PLR0915 - a table of arguments and a list of stages
     """A thread's share of all layers, for models of one shape of heads: a C function of a frame's address."""
     key = source_key(
-        amx, bits, chunks, elementary, linear, softmax, team, tile_decodes, tile_layout, tile_prompts, tiles
+        amx, bits, chunks, elementary, int8, linear, softmax, team, tile_decodes, tile_layout, tile_prompts, tiles
     )
 
     @cfunc(types.void(types.int64), nopython=True, fastmath=FASTMATH, error_model="numpy", cache=True)
@@ -244,13 +252,16 @@ def _share_of(group: int, head_dim: int, activation: int):  # noqa: PLR0915 - a 
         kv_shape = (frame[NUM_BLOCKS], 2, num_kv_heads, frame[BLOCK_SIZE], head_dim)
         desk = frame[DESKS] + rank * desk_bytes(head_dim)
         sums, row = np.empty(2 * PANEL, np.float32), np.empty(hidden, np.float32)
+        room_size = room_bytes(num_tokens, max(hidden, intermediate, q_size))
+        room = array_at(frame[ROOMS] + rank * room_size, (room_size,), _BYTES)
+        scratch = room, np.empty(ROW_BLOCK, np.float32), np.empty(NUM_SUMS, np.int32)
         config = np.zeros(64, np.uint8)
         configure(config, min(num_tokens, ROWS))
         for layer in range(layers.shape[0]):
             weights = layers[layer]
             norm_share(normed, x, weights[ATTENTION_NORM], eps, row, rank, size)
             barrier(crew, size)
-            matrix, bias = weight_at(weights[QKV], qkv_size, hidden), vector_at(weights[QKV_BIAS], qkv_size)
+            matrix, bias = matrix_at(weights, QKV, qkv_size, hidden, scratch), vector_at(weights[QKV_BIAS], qkv_size)
             store_product(
                 (qkv_rows, qkv_size), normed, num_tokens, hidden, matrix, groups_of(qkv_size), bias, rank, size, sums
             )
@@ -276,21 +287,24 @@ def _share_of(group: int, head_dim: int, activation: int):  # noqa: PLR0915 - a 
             )  # fmt: skip
             configure(config, min(num_tokens, ROWS))
             barrier(crew, size)
-            matrix, bias = weight_at(weights[OUTPUT], hidden, q_size), vector_at(weights[OUTPUT_BIAS], hidden)
+            matrix, bias = matrix_at(weights, OUTPUT, hidden, q_size, scratch), vector_at(weights[OUTPUT_BIAS], hidden)
             add_branch(
                 x, branch, attended, q_size, matrix, bias, weights[ATTENTION_POST_NORM], eps, row,
                 crew, rank, size, sums,
             )  # fmt: skip
             norm_share(normed, x, weights[MLP_NORM], eps, row, rank, size)
             barrier(crew, size)
-            matrix = weight_at(weights[GATE_UP], 2 * intermediate, hidden)
+            matrix = matrix_at(weights, GATE_UP, 2 * intermediate, hidden, scratch)
             bias = vector_at(weights[GATE_UP_BIAS], 2 * intermediate)
             gated_product(
                 (gated, intermediate, activation), normed, num_tokens, hidden, matrix, groups_of(2 * intermediate),
                 bias, rank, size, sums,
             )  # fmt: skip
             barrier(crew, size)
-            matrix, bias = weight_at(weights[DOWN], hidden, intermediate), vector_at(weights[DOWN_BIAS], hidden)
+            matrix, bias = (
+                matrix_at(weights, DOWN, hidden, intermediate, scratch),
+                vector_at(weights[DOWN_BIAS], hidden),
+            )
             add_branch(
                 x, branch, gated, intermediate, matrix, bias, weights[MLP_POST_NORM], eps, row,
                 crew, rank, size, sums,
@@ -306,9 +320,24 @@ def groups_of(num_outputs):
 
 
 @_compiled
-def weight_at(address, num_outputs, num_inputs):
-    """Packed weights: uint16, flat."""
-    return array_at(address, (groups_of(num_outputs) * GROUP * num_inputs,), _BFLOATS)
+def matrix_at(weights, field, num_outputs, num_inputs, scratch):
+    """A projection's packed weights as `octavo.kernels.cpu.linear.product_with` wants them.
+
+    Args:
+        weights: The layer's addresses; ``field`` says which.
+        scratch: What products with weights in int8 need.
+    """
+    groups, scales = groups_of(num_outputs), weights[field + SCALES]
+    num_words = groups * GROUP * num_inputs if scales == 0 else 0
+    num_bytes = groups * group_bytes(num_inputs) if scales != 0 else 0
+    return (
+        array_at(weights[field], (num_words,), _BFLOATS),
+        array_at(weights[field], (num_bytes,), _NUMBERS),
+        vector_at(scales, num_outputs),
+        scratch[0],
+        scratch[1],
+        scratch[2],
+    )
 
 
 @_compiled

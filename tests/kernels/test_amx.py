@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.kernels.cpu import amx
+from octavo.kernels.cpu import amx, int8
 from octavo.kernels.cpu.linear import linear
 from octavo.models.layers import Head, Layout, Linear
 
@@ -31,6 +31,64 @@ def test_equals_the_product_in_double_precision(num_rows: int, shape: tuple[int,
     exact = x.double() @ weight.double().T
     torch.testing.assert_close(product(x, weight).double(), exact, rtol=1e-5, atol=1e-3)
     torch.testing.assert_close(product(x, weight, bias).double(), exact + bias, rtol=1e-5, atol=1e-3)
+
+
+# ── weights in int8 ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def widened(weight: Tensor) -> Tensor:
+    """What is left of a weight in int8: float64."""
+    numbers, scales = int8.quantize(weight)
+    return numbers.double() * scales.double()[:, None]
+
+
+def quantized_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    numbers, scales = int8.quantize(weight)
+    return linear(x, int8.pack(numbers), weight.shape[0], bias, torch.float32, scales)
+
+
+def test_a_weight_in_int8_is_off_by_half_a_step_of_its_outputs_scale() -> None:
+    weight = random(50, 64) * torch.logspace(-3, 3, 50)[:, None].bfloat16()
+    numbers, scales = int8.quantize(weight)
+    assert numbers.dtype is torch.int8
+    assert (numbers.abs().amax(dim=1) == 127).all()
+    assert ((widened(weight) - weight.double()).abs() <= 0.5001 * scales.double()[:, None]).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("num_rows", [1, 16, 33, 130, 300])
+def test_a_product_in_int8_is_that_of_what_is_left_of_the_weights(num_rows: int, shape: tuple[int, int]) -> None:
+    x, weight, bias = random(num_rows, shape[1], seed=1), random(*shape, seed=2), random(shape[0], seed=3).float()
+    # Off by what fixed point rounds: half a step of 1 / 32,512 of a row's largest number.
+    exact = x.double() @ widened(weight).T
+    torch.testing.assert_close(quantized_product(x, weight).double(), exact, rtol=0, atol=1e-2)
+    torch.testing.assert_close(quantized_product(x, weight, bias).double(), exact + bias, rtol=0, atol=1e-2)
+
+
+def test_a_row_does_not_depend_on_the_others_in_int8_either() -> None:
+    x, weight = random(300, 192), random(100, 192, seed=1)
+    together = quantized_product(x, weight)
+    for num_rows in ROWS:
+        assert torch.equal(quantized_product(x[:num_rows], weight), together[:num_rows]), num_rows
+
+
+def test_outputs_without_weights_are_nothing_in_int8() -> None:
+    weight = random(40, 64)
+    weight[7] = 0
+    out = quantized_product(random(3, 64), weight)
+    assert (out[:, 7] == 0).all()
+    assert out.isfinite().all()
+
+
+def test_a_layer_in_int8_takes_half_the_memory() -> None:
+    weight, x = random(96, 64), random(5, 64, seed=1)
+    plain, quantized = Linear(weight), Linear(weight, quantized=True)
+    assert sum(t.nbytes for t in quantized.tensors) == sum(t.nbytes for t in plain.tensors) // 2 + 4 * 96
+    assert torch.equal(quantized(x), quantized_product(x, weight).bfloat16())
+    assert torch.equal(Head(quantized, weight)(x), quantized_product(x, weight))
+
+
+# ── layers ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("num_rows", [1, 16, 50])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import torch
 from tiny_models import make_tiny
 from torch import Tensor
 
+from octavo.errors import ConfigError
 from octavo.kernels.attention import PagedBatch
-from octavo.kernels.cpu import amx
+from octavo.kernels.cpu import amx, int8
 from octavo.models import compiled
 from octavo.models.compiled import CompiledLayers
 from octavo.models.decoder import Decoder
@@ -62,11 +64,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pa
     return make
 
 
-def load(folder: Path, *, compiled_layers: bool = True) -> Decoder:
+def load(folder: Path, *, compiled_layers: bool = True, quantization: str = "none") -> Decoder:
     with pytest.MonkeyPatch.context() as patch:
         if not compiled_layers:
-            patch.setattr(compiled, "fits", lambda *_: False)
-        decoder = load_model(folder, dtype="bfloat16")
+            patch.setattr(compiled, "fits", lambda *_, **__: False)
+        decoder = load_model(folder, dtype="bfloat16", quantization=quantization)
     assert isinstance(decoder._layers, CompiledLayers if compiled_layers else TorchLayers)
     return decoder
 
@@ -138,9 +140,26 @@ def test_is_as_exact_as_operation_by_operation(name: str, models) -> None:
         assert ours < min(1.2 * theirs, 0.04), (ours, theirs)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
-def test_a_request_does_not_depend_on_its_company(name: str, models) -> None:
-    decoder = load(models(name)[0])
+@pytest.mark.parametrize("name", ["llama", "biases", "gemma3"])
+def test_in_int8_it_is_the_model_with_what_is_left_of_its_weights(name: str, models) -> None:
+    folder, model = models(name)
+    model = copy.deepcopy(model)
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.clone())  # the embedding is not quantized
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            numbers, scales = int8.quantize(module.weight.data)
+            module.weight.data = numbers * scales[:, None]
+    decoder = load(folder, quantization="int8")
+    for pieces in PIECES.values():
+        ours = error(decoder, Cache(decoder, 1).run(prompt(), pieces), model)
+        assert ours < 0.04, ours
+    assert decoder.weight_bytes < 0.75 * load(folder).weight_bytes
+
+
+@pytest.mark.parametrize(("name", "quantization"), [("llama", "none"), ("gemma3", "none"), ("llama", "int8")])
+def test_a_request_does_not_depend_on_its_company(name: str, quantization: str, models) -> None:
+    decoder = load(models(name)[0], quantization=quantization)
     together, prompts = Cache(decoder, 5), [prompt(seed) for seed in range(5)]
     starts = (0, 37, 120, 210, 299)
     for seq, start in enumerate(starts):
@@ -246,5 +265,11 @@ def test_what_it_cannot_run_is_left_to_others(models, monkeypatch: pytest.Monkey
     folder, _ = models("llama")
     assert isinstance(load_model(folder, dtype="float32")._layers, TorchLayers)
     assert isinstance(load_model(folder, dtype="bfloat16", attention_backend="reference")._layers, TorchLayers)
+    with pytest.raises(ConfigError, match=r"--quantization int8.*only for bfloat16.*not for this model in float32"):
+        load_model(folder, dtype="float32", quantization="int8")
+    with pytest.raises(ConfigError, match="with reference attention"):
+        load_model(folder, dtype="bfloat16", attention_backend="reference", quantization="int8")
+    with pytest.raises(ConfigError, match="quantization must be none or int8, not 'int4'"):
+        load_model(folder, dtype="bfloat16", quantization="int4")
     monkeypatch.setattr(amx, "is_available", lambda: False)
     assert isinstance(load_model(folder, dtype="bfloat16")._layers, TorchLayers)

@@ -65,6 +65,25 @@ def test_late_chunks_of_long_prompts_cost_more() -> None:
     assert late > 2 * early
 
 
+@pytest.mark.parametrize("start", [0, 2000])
+def test_the_tokens_that_fit_into_a_step_are_those_that_take_as_long(start: int) -> None:
+    costs = CostModel()
+    observe_mixed_work(costs, PACE, 100)
+    fitting = costs.tokens_within(0.05, 20, start, most=2000)
+    assert 0 < fitting < 2000
+    taken = PACE.step + 20 * PACE.decode + truth(fitting, start)
+    # Attention of more tokens than fit was reckoned with.
+    assert 0.6 * 0.05 < taken <= 0.05
+
+
+def test_no_more_tokens_fit_than_there_may_be_and_none_beside_slow_decodes() -> None:
+    costs = CostModel()
+    assert costs.tokens_within(0.01, 20, 0, most=500) == 500  # nothing is known yet
+    observe_mixed_work(costs, PACE, 100)
+    assert costs.tokens_within(10.0, 20, 0, most=500) == 500
+    assert costs.tokens_within(0.01, 20, 0, most=500) == 0
+
+
 def test_a_machine_that_becomes_slower_is_noticed() -> None:
     costs = CostModel()
     observe_mixed_work(costs, PACE, 300)

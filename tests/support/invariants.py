@@ -114,6 +114,14 @@ def check_waits(scheduler: Scheduler) -> None:
         assert wait.step <= scheduler.counters.steps
 
 
+def check_admission(scheduler: Scheduler) -> None:
+    """What admission reckons with before it predicts anything is no less than what it then predicts."""
+    admission = scheduler._admission
+    admission._ahead = None  # as of the last step; `admit` forgets it too
+    for sequence in scheduler.state.waiting.in_turn():
+        assert admission._keep_free(sequence) <= admission._most_to_keep_free
+
+
 def check_all(engine: OracleEngine) -> None:
     """Everything that can be checked between two steps."""
     engine.check()
@@ -123,6 +131,7 @@ def check_all(engine: OracleEngine) -> None:
     check_quotas(engine.scheduler)
     check_preemptions(engine)
     check_waits(engine.scheduler)
+    check_admission(engine.scheduler)
 
 
 def check_empty(scheduler: Scheduler) -> None:

@@ -1,0 +1,213 @@
+"""Products with weights in int8 on Intel's AMX, with activations in 16 bits.
+
+Half the bytes of bfloat16 come from memory for each weight, and nothing is unpacked: the tiles multiply bytes. What is
+multiplied with them would lose too much in one byte, so each row of activations is put into fixed point, 16 bits under
+a scale of its own, of which the two bytes are multiplied one after the other:
+
+    x[r, k] ≈ step[r] · (256 · high[r, k] + low[r, k])        high signed, low not
+
+    sums[r, o] = step[r] · scale[o] · (256 · Σ high · int8[o] + Σ low · int8[o])
+
+Two products of bytes take the tiles as long as one of bfloat16. Sums of whole numbers are exact, so a row's result does
+not depend on what is computed with it.
+
+Weights lie as in `octavo.kernels.cpu.amx`, but for 64 inputs in a tile instead of 32, four of which lie side by side;
+the inputs are filled up with zeros. A row's bytes lie in tiles as well: for 64 inputs, 16 rows of high bytes (1 KiB),
+then 16 of low ones.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from torch import Tensor
+
+from octavo.kernels.cpu import amx
+from octavo.kernels.cpu.amx import GROUP, OUTPUTS, PANELS
+from octavo.kernels.cpu.bits import widen
+from octavo.kernels.cpu.tiles import BLOCK, ROWS, place
+
+INPUTS = 2 * BLOCK  # of a tile of weights
+TILE = ROWS * INPUTS  # bytes
+# Sums of a tile of rows: high bytes' of both panels, then low bytes'; int32.
+NUM_SUMS = 2 * PANELS * ROWS * OUTPUTS
+
+_LARGEST = 127
+# What the largest number of a row becomes.
+_FULL = np.float32(256 * _LARGEST)
+_BYTE, _INT64 = ir.IntType(8), ir.IntType(64)
+
+
+@cache
+def is_available() -> bool:
+    """Whether this machine has AMX for bytes, and this process may use it."""
+    return amx.is_available() and "amx_int8" in Path("/proc/cpuinfo").read_text().split()
+
+
+def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight in int8, symmetric, with a scale for each output.
+
+    Args:
+        weight: [out, in].
+
+    Returns:
+        int8 [out, in], and float32 [out]: ``weight ≈ int8 · scale``.
+    """
+    exact = weight.float()
+    scales = exact.abs().amax(dim=1) / _LARGEST
+    return (exact / scales.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).round().to(torch.int8), scales
+
+
+def pack(numbers: Tensor) -> Tensor:
+    """A weight in groups.
+
+    Args:
+        numbers: int8 [out, in].
+
+    Returns:
+        int8 [groups, in / 64, 2, 16, 16, 4]; as many groups and inputs as cover the weight.
+    """
+    num_outputs, num_inputs = numbers.shape
+    padded = torch.nn.functional.pad(numbers, (0, -num_inputs % INPUTS, 0, -num_outputs % GROUP))
+    parts = padded.view(-1, PANELS, OUTPUTS, padded.shape[1] // INPUTS, INPUTS // 4, 4)
+    return parts.permute(0, 3, 1, 4, 2, 5).contiguous()
+
+
+@njit(error_model="numpy", inline="always")
+def num_blocks(num_inputs):
+    """Tiles that cover so many inputs."""
+    return (num_inputs + INPUTS - 1) // INPUTS
+
+
+@njit(error_model="numpy")
+def group_bytes(num_inputs):
+    """Of a group of weights."""
+    return GROUP * INPUTS * num_blocks(num_inputs)
+
+
+@njit(error_model="numpy")
+def split_bytes(num_rows, num_inputs):
+    """Of so many rows in two bytes each."""
+    return (num_rows + ROWS - 1) // ROWS * num_blocks(num_inputs) * 2 * TILE
+
+
+def _load_run(context, builder, signature, args, i):
+    """32 numbers of an array from the index in the argument after it on, as <32 x i16>."""
+    data = context.make_array(signature.args[i])(context, builder, args[i]).data
+    run = ir.VectorType(ir.IntType(16), BLOCK).as_pointer()
+    return builder.load(builder.bitcast(builder.gep(data, [args[i + 1]]), run), align=2)
+
+
+@intrinsic
+def _largest_bits(typingctx, x, at):
+    """The largest magnitude of 32 numbers in bfloat16, as it is stored: without signs, bits are ordered as numbers."""
+
+    def codegen(context, builder, signature, args):
+        numbers = _load_run(context, builder, signature, args, 0)
+        magnitudes = builder.and_(numbers, ir.Constant(numbers.type, [0x7FFF] * BLOCK))
+        function_type = ir.FunctionType(ir.IntType(16), [numbers.type])
+        largest = cgutils.get_or_insert_function(builder.module, function_type, f"llvm.vector.reduce.umax.v{BLOCK}i16")
+        return builder.call(largest, [magnitudes])
+
+    return types.uint16(x, types.intp), codegen
+
+
+@intrinsic
+def _split_run(typingctx, split, to, x, at, factor):
+    """32 numbers times ``factor``, rounded: high bytes go to ``to``, low ones a tile further."""
+
+    def codegen(context, builder, signature, args):
+        wide, single = ir.VectorType(ir.IntType(32), BLOCK), ir.VectorType(ir.FloatType(), BLOCK)
+        words = builder.zext(_load_run(context, builder, signature, args, 2), wide)
+        numbers = builder.bitcast(builder.shl(words, ir.Constant(wide, [16] * BLOCK)), single)
+        factors = cgutils.alloca_once(builder, single)
+        for lane in range(BLOCK):
+            pointer = builder.gep(builder.bitcast(factors, ir.FloatType().as_pointer()), [_INT64(lane)])
+            builder.store(args[4], pointer)
+        scaled = builder.fmul(numbers, builder.load(factors))
+        round_type = ir.FunctionType(single, [single])
+        rounded = builder.call(
+            cgutils.get_or_insert_function(builder.module, round_type, f"llvm.rint.v{BLOCK}f32"), [scaled]
+        )
+        fixed = builder.fptosi(rounded, wide)
+        target = context.make_array(signature.args[0])(context, builder, args[0]).data
+        for value, offset in ((builder.ashr(fixed, ir.Constant(wide, [8] * BLOCK)), 0), (fixed, TILE)):
+            narrow = builder.trunc(value, ir.VectorType(_BYTE, BLOCK))
+            pointer = builder.gep(target, [builder.add(args[1], _INT64(offset))])
+            builder.store(narrow, builder.bitcast(pointer, narrow.type.as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return types.void(split, types.intp, x, types.intp, types.float32), codegen
+
+
+@njit(error_model="numpy")
+def split_rows(split, steps, x, begin, end, num_inputs):
+    """Puts rows into fixed point.
+
+    Args:
+        split: uint8 [≥ split_bytes(end − begin, num_inputs)]. steps: float32 [≥ end − begin].
+        x: uint16 (bfloat16) in tiles, see `octavo.kernels.cpu.tiles`; rows ``begin``, a multiple of 16, to ``end``.
+    """
+    blocks = num_blocks(num_inputs)
+    for row in range(begin, end):
+        most = np.uint16(0)
+        for column in range(0, num_inputs, BLOCK):
+            most = max(most, _largest_bits(x, place(row, column, num_inputs)))
+        largest = widen(most)
+        steps[row - begin] = largest / _FULL
+        factor = _FULL / largest if largest > 0 else np.float32(0.0)
+        first = (row - begin) // ROWS * blocks * 2 * TILE + row % ROWS * INPUTS
+        for column in range(0, num_inputs, BLOCK):
+            to = first + column // INPUTS * 2 * TILE + column % INPUTS
+            _split_run(split, to, x, place(row, column, num_inputs), factor)
+        if num_inputs % INPUTS:
+            to = first + (blocks - 1) * 2 * TILE + BLOCK
+            split[to : to + BLOCK] = 0
+            split[to + TILE : to + TILE + BLOCK] = 0
+
+
+@intrinsic(prefer_literal=True)
+def multiply(typingctx, sums, numbers, first_weight, blocks, split, first_x, fetch):
+    """Sums of the bytes of a tile of rows with a group of weights.
+
+    Args:
+        sums: int32 [NUM_SUMS].
+        numbers: int8, as `pack` lays out groups; ``first_weight`` is where this one begins.
+        blocks: Inputs / 64.
+        split: uint8, from `split_rows`; ``first_x`` is where the rows begin.
+        fetch: 1 if the weights come from memory and are to be fetched ahead, else 0; a literal.
+    """
+    if not isinstance(fetch, types.IntegerLiteral):
+        return None
+
+    def codegen(context, builder, signature, args):
+        amx.emit_byte_products(context, builder, signature, args, fetch=bool(fetch.literal_value))
+        return context.get_dummy_value()
+
+    size = types.intp
+    return types.void(sums, numbers, size, size, split, size, fetch), codegen
+
+
+@njit(error_model="numpy", forceinline=True)
+def put_sums(target, first, panel_step, sums, count, steps, first_step, scales, group):
+    """Sums of bytes as the sums of ``count`` rows: float32, 2 panels of 16 outputs, rows one after the other.
+
+    Args:
+        target: float32; ``first`` is where the first row's go, ``panel_step`` from a panel to the next.
+        steps: From `split_rows`; ``first_step`` is the first row's. scales: float32 [out].
+    """
+    for panel in range(PANELS):
+        begin = group * GROUP + panel * OUTPUTS
+        num_outputs = min(OUTPUTS, scales.shape[0] - begin)
+        for r in range(count):
+            at, to = (panel * ROWS + r) * OUTPUTS, first + panel * panel_step + r * OUTPUTS
+            for i in range(num_outputs):
+                high, low = np.float32(sums[at + i]), np.float32(sums[at + PANELS * ROWS * OUTPUTS + i])
+                target[to + i] = steps[first_step + r] * scales[begin + i] * (np.float32(256.0) * high + low)
