@@ -40,7 +40,7 @@ class ColumnPool:
         num_columns: Columns that can exist at the same time.
         groups: The model's groups of layers.
         cache: Finds columns by their content.
-        on_evict: Told of every cached column that is about to be given up, or that loses its frames.
+        on_evict: Told of cached columns that are about to be given up, or that lose their frames.
 
     Attributes:
         blocks: int32 ``[num_groups, num_columns + 1]``, each column's block of each group; 0 where there is none.

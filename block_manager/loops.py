@@ -76,7 +76,8 @@ def share(links, owners, indexed, blocks):
     """Adds an owner to each block; those that had none leave the list.
 
     Returns:
-        How many had none, how many had one, and a block at which it ended because it had none and is not indexed.
+        How many had none, how many had one, and a block at which it ended because it had none and is not indexed;
+        `ABSENT` if there is none.
     """
     idle = single = 0
     for block in blocks:
@@ -88,7 +89,7 @@ def share(links, owners, indexed, blocks):
         elif owners[block] == 1:
             single += 1
         owners[block] += 1
-    return idle, single, NULL_BLOCK
+    return idle, single, ABSENT
 
 
 @njit("UniTuple(int64, 4)(int32[:, ::1], int32[::1], int32[::1], int32[::1])", cache=True)
@@ -97,7 +98,7 @@ def release(links, owners, indexed, blocks):
 
     Returns:
         How many have gone to the tail and to the head, how many have one owner left, and a block at which it ended
-        because it had none to lose.
+        because it had none to lose; `ABSENT` if there is none.
     """
     cached = blank = single = 0
     for i in range(len(blocks) - 1, -1, -1):
@@ -113,7 +114,7 @@ def release(links, owners, indexed, blocks):
         elif owners[block] == 0:
             link_first(links, block)
             blank += 1
-    return cached, blank, single, NULL_BLOCK
+    return cached, blank, single, ABSENT
 
 
 # ── hashes ────────────────────────────────────────────────────────────────────────────────────────────────────

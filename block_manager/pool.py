@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from octavo.block_manager import loops
 from octavo.block_manager.free_list import FreeList
-from octavo.block_manager.loops import NULL_BLOCK
+from octavo.block_manager.loops import ABSENT, NULL_BLOCK
 
 Int32s = npt.NDArray[np.int32]
 Blocks = Int32s | Sequence[int]
@@ -192,7 +192,7 @@ class BlockPool(Generic[Index]):
         """Adds an owner to each of these blocks, which are in use or cached."""
         blocks = ids(blocks)
         idle, single, blank = loops.share(self._free.links, self.reference_counts, self.cache.indexed, blocks)
-        assert not blank, f"block {blank} is free and holds nothing to share"
+        assert blank == ABSENT, f"block {blank} is free and holds nothing to share"
         self._free.size -= idle
         self._idle_cached -= idle
         self._shared += single
@@ -211,7 +211,7 @@ class BlockPool(Generic[Index]):
         cached, blank, single, ownerless = loops.release(
             self._free.links, self.reference_counts, self.cache.indexed, blocks
         )
-        assert not ownerless, f"block {ownerless} has no owner to lose"
+        assert ownerless == ABSENT, f"block {ownerless} has no owner to lose"
         self._free.size += cached + blank
         self._idle_cached += cached
         self._shared -= single

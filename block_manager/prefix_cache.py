@@ -228,7 +228,7 @@ class Namespaces:
         self._ids: dict[Hashable, int] = {}
         self._keys: dict[int, Hashable] = {}
         self._blocks: dict[int, int] = {}
-        self._last = -1  # Python's hash(-1) equals hash(-2), so ids begin at -2
+        self._last = -1
         self._forget_at = self._FORGET_ABOVE
 
     def __len__(self) -> int:

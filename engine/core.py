@@ -72,7 +72,8 @@ class EngineCore:
         threads = _set_threads(config.execution.threads)
         dtype = shape.served_dtype(config.model.dtype)
         backend = select_backend(device, config.execution.attention_backend)
-        progress(f"loading {name} ({shape.num_parameters / 1e6:,.0f} M parameters, {dtype}) on {device.type}")
+        kind = dtype if config.model.quantization == "none" else f"{dtype}, weights in {config.model.quantization}"
+        progress(f"loading {name} ({shape.num_parameters / 1e6:,.0f} M parameters, {kind}) on {device.type}")
         decoder = load_model(
             folder,
             dtype=dtype,
@@ -109,7 +110,7 @@ class EngineCore:
             device=device.type,
             dtype=dtype,
             attention_backend=backend.name,
-            report=report(pool, config, shape, name=name, where=where),
+            report=report(pool, config, shape, name=name, where=where, weight_bytes=decoder.weight_bytes),
         )
         return cls(info, scheduler, runner)
 

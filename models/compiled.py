@@ -28,6 +28,7 @@ def fits(shape: ModelShape, dtype: torch.dtype, *, quantized: bool = False) -> b
         and shape.head_dim % ROWS == 0
         and shape.num_q_heads // shape.num_kv_heads <= TILE_ROWS
         and shape.activation in ACTIVATIONS
+        and (not quantized or max(widths) <= int8.MOST_INPUTS)
     )
 
 

@@ -11,6 +11,8 @@ term, ``a`` and ``c`` are what one more prefill token costs beside the current l
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from octavo.block_manager.tiers import Tier, TransferTiming
@@ -35,6 +37,7 @@ class CostModel:
     def __init__(self) -> None:
         self._products = np.zeros((4, 4))
         self._targets = np.zeros(4)
+        self._cold = True
         self._prefill_tokens = 0
         self._prefill_seconds = 0.0
         self._coefficients: np.ndarray | None = None  # to be fitted anew
@@ -44,6 +47,9 @@ class CostModel:
         """Takes in how long a step took, its transfers left out."""
         lens, starts = plan.query_lens[plan.num_decodes :], plan.starts[plan.num_decodes :]
         prefill = int(lens.sum())
+        if prefill and self._cold:  # the first prompt finds caches and memory cold: nothing that will happen again
+            self._cold = False
+            return
         attended = int((lens.astype(np.int64) * starts + lens.astype(np.int64) * (lens + 1) // 2).sum())
         features = np.array([1.0, prefill, plan.num_decodes, attended])
         decay = 1.0 - 1.0 / _STEP_MEMORY
@@ -82,10 +88,15 @@ class CostModel:
         Args:
             seconds: What the step may take; as many tokens as there may be if costs are not known yet.
         """
-        decodes, chunk = self.decode_seconds(num_sequences), self.compute_seconds(most, start)
-        if decodes is None or not chunk:
+        decodes, one = self.decode_seconds(num_sequences), self.compute_seconds(1, start)
+        if decodes is None or not one:
             return most
-        return min(most, int(most * max(0.0, seconds - decodes) / chunk))
+        left, pair = max(0.0, seconds - decodes), float(self._fitted()[3])
+        if left >= (self.compute_seconds(most, start) or 0.0):
+            return most
+        # The root of pair / 2 · tokens² + (one − pair / 2) · tokens = left, which nothing is subtracted for.
+        linear = one - pair / 2
+        return int(2 * left / (linear + math.sqrt(linear * linear + 2 * pair * left)))
 
     def block_seconds(self, source: Tier, target: Tier) -> float | None:
         """Predicted seconds to copy one block; None if it was never measured."""
@@ -103,6 +114,15 @@ class CostModel:
             # A little ridge on the scaled problem: what steps cannot tell apart stays at the mean per prefill token.
             mean = np.array([0.0, self._prefill_seconds / max(1, self._prefill_tokens), 0.0, 0.0])
             normal = self._products / np.outer(scale, scale) + 1e-6 * np.eye(4)
-            rest = np.linalg.solve(normal, (self._targets - self._products @ mean) / scale) / scale
-            self._coefficients = np.clip(mean + rest, 0.0, None)
+            target = (self._targets - self._products @ mean) / scale
+            # What comes out negative is nothing, and then the others are fitted anew: they had made up for it.
+            positive, coefficients = np.ones(4, dtype=np.bool_), np.zeros(4)
+            while positive.any():
+                rest = np.where(positive, 0.0, -mean * scale)
+                rest[positive] = np.linalg.solve(normal[np.ix_(positive, positive)], (target - normal @ rest)[positive])
+                coefficients = np.where(positive, mean + rest / scale, 0.0)
+                if (coefficients >= 0).all():
+                    break
+                positive &= coefficients >= 0
+            self._coefficients = np.maximum(coefficients, 0.0)
         return self._coefficients

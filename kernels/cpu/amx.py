@@ -1,4 +1,4 @@
-"""Products of tiles in bfloat16 on Intel's AMX.
+"""Products of tiles in bfloat16 on Intel's AMX; those of bytes are emitted here for `octavo.kernels.cpu.int8`.
 
 A step's linear layers are bound by how fast the weights come from memory when few rows are computed, and by the tiles
 when many are. One layout serves both, so the weights are kept once. They are cut into groups of 32 outputs, each of

@@ -40,8 +40,12 @@ TILE = ROWS * INPUTS  # bytes
 NUM_SUMS = 2 * PANELS * ROWS * OUTPUTS
 
 _LARGEST = 127
+# Whose low bytes' sums an int32 holds.
+MOST_INPUTS = (2**31 - 1) // (255 * _LARGEST)
 # What the largest number of a row becomes.
 _FULL = np.float32(256 * _LARGEST)
+# Rows without a larger number count as zeros: what they would be multiplied by is no float32.
+_LEAST = np.float32(1e-33)
 _BYTE, _INT64 = ir.IntType(8), ir.IntType(64)
 
 
@@ -162,7 +166,7 @@ def split_rows(split, steps, x, begin, end, num_inputs):
             most = max(most, _largest_bits(x, place(row, column, num_inputs)))
         largest = widen(most)
         steps[row - begin] = largest / _FULL
-        factor = _FULL / largest if largest > 0 else np.float32(0.0)
+        factor = _FULL / largest if largest > _LEAST else np.float32(0.0)
         first = (row - begin) // ROWS * blocks * 2 * TILE + row % ROWS * INPUTS
         for column in range(0, num_inputs, BLOCK):
             to = first + column // INPUTS * 2 * TILE + column % INPUTS

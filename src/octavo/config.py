@@ -105,7 +105,7 @@ def _positive(owner: object, *names: str) -> None:
 def _not_negative(owner: object, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
-        if value is not None and value < 0:
+        if value is not None and not value >= 0:  # nor NaN
             raise ConfigError(f"{flag_of(owner, name)} must not be negative, not {value}")
 
 

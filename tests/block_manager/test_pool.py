@@ -223,10 +223,17 @@ def test_all_idle_content_can_be_forgotten_at_once() -> None:
     assert pool.check() == []
 
 
-def test_losing_an_owner_that_was_never_there_is_our_bug() -> None:
+@pytest.mark.parametrize("block", [0, 3])
+def test_losing_an_owner_that_was_never_there_is_our_bug(block: int) -> None:
     pool = make_pool(4)
-    with pytest.raises(AssertionError, match="block 3 has no owner to lose"):
-        pool.release((3,))
+    with pytest.raises(AssertionError, match=f"block {block} has no owner to lose"):
+        pool.release((block,))
+
+
+@pytest.mark.parametrize("block", [0, 3])
+def test_sharing_what_is_free_is_our_bug(block: int) -> None:
+    with pytest.raises(AssertionError, match=f"block {block} is free and holds nothing to share"):
+        make_pool(4).share((block,))
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,14 @@ def test_a_machine_without_memory(shape: ModelShape) -> None:
 def test_the_report_shows_the_arithmetic(shape: ModelShape) -> None:
     config = EngineConfig.of(num_blocks=1000)
     lines = "\n".join(
-        report(plan_pool(config, shape, free=GIB, free_host=GIB, device="cpu"), config, shape, name="tiny", where="CPU")
+        report(
+            plan_pool(config, shape, free=GIB, free_host=GIB, device="cpu"),
+            config,
+            shape,
+            name="tiny",
+            where="CPU",
+            weight_bytes=3 * 2**20,
+        )
     )
     for part in ("16,384 B", "1,000 blocks", "16,000 tokens", "31 of 512", "7 of 2,048", "3 of 4,096", "tiny"):
         assert part in lines
@@ -146,7 +153,11 @@ class TestTiers:
         def line(**options: Any) -> list[str]:
             config = EngineConfig.of(num_blocks=10, **options)
             plan = plan_pool(config, shape, free=GIB, free_host=GIB, device="cpu")
-            return [line for line in report(plan, config, shape, name="tiny", where="CPU") if "tiers" in line]
+            return [
+                line
+                for line in report(plan, config, shape, name="tiny", where="CPU", weight_bytes=3 * 2**20)
+                if "tiers" in line
+            ]
 
         disk = {"swap_dir": "/somewhere", "swap_disk": GIB}
         assert line() == []

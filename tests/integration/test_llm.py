@@ -49,6 +49,9 @@ def test_bad_requests_are_told_and_leave_nothing_behind(llm: LLM) -> None:
         llm.generate(["fine", [1] * 600], GREEDY)
     with pytest.raises(InvalidRequestError, match="no tokens"):
         llm.generate([[]], GREEDY)
+    for outside in (-1, 2**31, 2**70):
+        with pytest.raises(InvalidRequestError, match=f"token id {outside} in the prompt is outside the vocabulary"):
+            llm.generate([[1, outside]], GREEDY)
     assert llm.stats.device.used == 0
     assert llm.stats.waiting == 0
     assert "Paris" in llm.generate("The capital of France is", GREEDY)[0].text

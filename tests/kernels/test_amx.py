@@ -80,6 +80,16 @@ def test_outputs_without_weights_are_nothing_in_int8() -> None:
     assert out.isfinite().all()
 
 
+@pytest.mark.parametrize("tiny", [0.0, 1e-38, 1e-40])
+def test_rows_that_are_next_to_nothing_stay_so_in_int8(tiny: float) -> None:
+    x = random(20, 64)
+    x[3] = tiny
+    out = quantized_product(x, random(40, 64, seed=1))
+    assert out.isfinite().all()
+    assert (out[3].abs() < 1e-30).all()
+    assert torch.equal(out[4:], quantized_product(x[4:], random(40, 64, seed=1)))
+
+
 def test_a_layer_in_int8_takes_half_the_memory() -> None:
     weight, x = random(96, 64), random(5, 64, seed=1)
     plain, quantized = Linear(weight), Linear(weight, quantized=True)

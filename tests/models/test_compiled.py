@@ -271,5 +271,8 @@ def test_what_it_cannot_run_is_left_to_others(models, monkeypatch: pytest.Monkey
         load_model(folder, dtype="bfloat16", attention_backend="reference", quantization="int8")
     with pytest.raises(ConfigError, match="quantization must be none or int8, not 'int4'"):
         load_model(folder, dtype="bfloat16", quantization="int4")
+    monkeypatch.setattr(int8, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="--quantization int8"):
+        load_model(folder, dtype="bfloat16", quantization="int8")
     monkeypatch.setattr(amx, "is_available", lambda: False)
     assert isinstance(load_model(folder, dtype="bfloat16")._layers, TorchLayers)

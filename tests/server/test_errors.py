@@ -46,6 +46,11 @@ async def test_malformed_json(http: httpx.AsyncClient, body: bytes) -> None:
     assert "not valid JSON" in check_envelope(response, 400, type="invalid_request_error")
 
 
+@pytest.mark.parametrize("outside", [-1, 2**31, 2**63, -(2**40)])
+async def test_token_ids_outside_the_vocabulary(http: httpx.AsyncClient, outside: int) -> None:
+    check_envelope(await complete(http, prompt=[1, outside]), 400, type="invalid_request_error", param="prompt")
+
+
 @pytest.mark.parametrize("body", [b"[]", b"5", b'"x"', b"null", b"true"])
 async def test_json_that_is_no_object(http: httpx.AsyncClient, body: bytes) -> None:
     response = await http.post("/v1/completions", content=body, headers=JSON)
