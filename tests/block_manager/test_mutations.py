@@ -413,8 +413,8 @@ MUTATIONS = [
     Mutation(
         "a long prefill takes the budget of the decodes",
         "scheduler/scheduler.py",
-        "budget = self.config.max_num_batched_tokens - int(single.sum())",
-        "budget = self.config.max_num_batched_tokens",
+        "seconds, some = self.config.max_num_batched_tokens - decodes, ",
+        "seconds, some = self.config.max_num_batched_tokens, ",
     ),
     Mutation(
         "the oldest sequence gives way",
