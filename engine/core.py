@@ -20,7 +20,7 @@ from octavo.config import EngineConfig
 from octavo.engine.batch import InputBuffers
 from octavo.engine.disk_store import DiskStore
 from octavo.engine.kv_cache import KVCache
-from octavo.engine.memory import PoolPlan, free_host_memory, plan_pool, report
+from octavo.engine.memory import PoolPlan, free_host_memory, numbers_in_words, plan_pool, report
 from octavo.engine.messages import AddRequest, EngineInfo, EngineStats
 from octavo.engine.runner import ModelRunner
 from octavo.engine.sampler import Sampler
@@ -72,7 +72,7 @@ class EngineCore:
         threads = _set_threads(config.execution.threads)
         dtype = shape.served_dtype(config.model.dtype)
         backend = select_backend(device, config.execution.attention_backend)
-        kind = dtype if config.model.quantization == "none" else f"{dtype}, weights in {config.model.quantization}"
+        kind = numbers_in_words(config, dtype)
         progress(f"loading {name} ({shape.num_parameters / 1e6:,.0f} M parameters, {kind}) on {device.type}")
         decoder = load_model(
             folder,

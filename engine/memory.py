@@ -189,6 +189,11 @@ def _num_blocks(
     return count, f"{ratio:.0%} of {_gib(free)} free makes {count:,} blocks of {size} tokens"
 
 
+def numbers_in_words(config: EngineConfig, dtype: str) -> str:
+    """What a model's activations and weights are kept in."""
+    return dtype if config.model.quantization == "none" else f"{dtype}, weights in {config.model.quantization}"
+
+
 def report(
     plan: PoolPlan, config: EngineConfig, shape: ModelShape, *, name: str, where: str, weight_bytes: int
 ) -> list[str]:
@@ -199,13 +204,13 @@ def report(
     """
     dtype = shape.served_dtype(config.model.dtype)
     width, size = SERVED_DTYPES[dtype], config.cache.block_size
-    kind = dtype if config.model.quantization == "none" else f"{dtype}, weights in {config.model.quantization}"
     footprint = Footprint(plan.groups, size, config.scheduler.max_num_batched_tokens)
     lengths = sorted({min(length, plan.max_model_len) for length in _REPORTED_LENGTHS})
     tiers = _tiers(plan, config)
     concurrency = " · ".join(f"{plan.num_blocks // footprint.most_blocks(n):,} of {n:,} tokens" for n in lengths)
     return [
-        f"model        {name} · {shape.num_parameters / 1e6:,.1f} M parameters ({kind}) · {_gib(weight_bytes)}",
+        f"model        {name} · {shape.num_parameters / 1e6:,.1f} M parameters ({numbers_in_words(config, dtype)}) · "
+        f"{_gib(weight_bytes)}",
         f"runs on      {where}",
         f"KV block     {size} tokens × {plan.groups.layers_per_block} layers × 2 (K, V) × {shape.num_kv_heads} heads × "
         f"{shape.head_dim} × {width} B = {plan.block_bytes:,} B",
