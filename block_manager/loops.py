@@ -21,7 +21,8 @@ ABSENT = -1
 
 _NEXT, _PREVIOUS = 0, 1
 
-_helper = njit(cache=True)
+# Made part of whoever calls it: a call counts each array's references up and down, which takes as long as the work.
+_helper = njit(cache=True, forceinline=True)
 
 
 # ── free list and reference counts ────────────────────────────────────────────────────────────────────────────

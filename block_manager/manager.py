@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from octavo.block_manager.hashing import ALL_BITS, root_content
 from octavo.block_manager.loops import NULL_BLOCK
-from octavo.block_manager.misses import EvictionHistory, Miss, MissReason
+from octavo.block_manager.misses import NEVER_SEEN, EvictionHistory, Miss, MissReason
 from octavo.block_manager.pins import Pin, Pins
 from octavo.block_manager.pool import BlockPool, DevicePool
 from octavo.block_manager.prefix_cache import PrefixCache
@@ -252,9 +252,9 @@ class BlockManager:
         if (seconds := self.evicted.seconds_since(missed)) is not None:
             return Miss(MissReason.EVICTED, seconds)
         others = self.cache.namespaces.others(match.namespace, _OTHER_SALTS) if not found else []
-        if any(len(self.cache.find_run(other, tokens[:size])[0]) for other in others):
+        if others and any(len(self.cache.find_run(other, tokens[:size])[0]) for other in others):
             return Miss(MissReason.OTHER_SALT)
-        return Miss(MissReason.NEVER_SEEN)
+        return NEVER_SEEN
 
     def needed(self, match: PrefixMatch, num_tokens: int) -> int:
         """Available blocks that `reserve` uses up."""
@@ -315,6 +315,8 @@ class BlockManager:
     def hits(self, match: PrefixMatch) -> dict[Tier, int]:
         """The tokens that were found, by tier."""
         found = {Tier.DEVICE: len(match.blocks) * self.block_size}
+        if not match.below:
+            return found
         for index, place in enumerate(match.below, len(match.blocks)):
             tokens = min(self.block_size, match.num_tokens - index * self.block_size)
             found[place.tier] = found.get(place.tier, 0) + tokens

@@ -26,6 +26,9 @@ class Miss(NamedTuple):
     seconds_ago: float | None = None
 
 
+NEVER_SEEN = Miss(MissReason.NEVER_SEEN)
+
+
 class EvictionHistory:
     """Remembers the latest evictions by the blocks' hashes, to explain misses.
 

@@ -69,7 +69,9 @@ class Quota:
         Args:
             freed: Tenant → blocks that it would give back first.
         """
-        return max(0, needed - self._headroom(tenant, available, freed or {}))
+        if freed or self.limited:
+            available = self._headroom(tenant, available, freed or {})
+        return needed - available if needed > available else 0
 
     def shortage(self, needs: Mapping[int, int], available: int) -> Shortage | None:
         """What keeps all tenants from getting what they need; None if nothing does.

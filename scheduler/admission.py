@@ -194,7 +194,7 @@ class Admission:
         if state.rows.available < rows_needed(sequence.request):
             sequence.wait = Wait(WaitReason.MAX_NUM_SEQS, 0, stream, state.counters.steps)
             return None
-        if (missing := self._missing_for_guarantee(sequence)) > 0:
+        if not self._preemption.may_give_way(sequence) and (missing := self._missing_for_guarantee(sequence)) > 0:
             sequence.wait = Wait(WaitReason.GUARANTEE, missing, stream, state.counters.steps)
             return None
         match, short = self._look_up(sequence)
@@ -253,9 +253,7 @@ class Admission:
         return max(0, int(manager.blocks_at(ahead)) - int(manager.blocks_at(length)))
 
     def _missing_for_guarantee(self, sequence: Sequence) -> int:
-        """For a sequence that may give way no more: blocks by which all like it would exceed the pool at their ends."""
-        if self._preemption.may_give_way(sequence):
-            return 0
+        """For a sequence that may give way no more, blocks by which all like it would exceed the pool at their ends."""
         manager = self._state.manager
         protected = [other for other in self._state.running if not self._preemption.may_give_way(other)]
         worst = Counter[int]()
@@ -300,7 +298,8 @@ class Admission:
             self._record_return(sequence, match)
         row = state.rows.occupy(sequence, match.num_tokens)
         state.manager.reserve(row, match, sequence.tokens, request.tenant.index)
-        state.drop_swapped(sequence)
+        if sequence.swapped is not None:
+            state.drop_swapped(sequence)
         sequence.retry_at = 0
         if request.sampling.beam_width:
             self._beams.hold(request)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Hashable, Iterator
 from itertools import chain, zip_longest
+from operator import attrgetter
 from typing import Protocol
 
 from octavo.scheduler.request import Sequence
@@ -16,9 +17,7 @@ from octavo.scheduler.tenants import Tenant
 Order = Callable[[Sequence], tuple[int, ...]]
 
 
-def by_arrival(sequence: Sequence) -> tuple[int, ...]:
-    """First come, first served; siblings in the order of their index."""
-    return sequence.order
+by_arrival: Order = attrgetter("order")
 
 
 def by_priority(sequence: Sequence) -> tuple[int, ...]:

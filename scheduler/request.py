@@ -122,6 +122,8 @@ class Sequence:
 
     Attributes:
         index: Which of the request's, from 0.
+        stream: A number for (request, index), as the token messages carry it.
+        order: First come, first served; siblings in the order of their index.
         tokens: Prompt and output so far; stale while running.
         cached_tokens: Prefix hit of its first admission, in tokens.
         logprob: Of its output so far, where outputs are chosen.
@@ -149,7 +151,13 @@ class Sequence:
     retry_at: int = 0
     retry_step: int = 0
     record: PreemptionRecord | None = None
+    stream: int = field(init=False)
+    order: tuple[int, int] = field(init=False)
     _state: SequenceState = SequenceState.WAITING
+
+    def __post_init__(self) -> None:
+        self.stream = stream_of(self.request.key, self.index)
+        self.order = (self.request.number, self.index)
 
     @property
     def state(self) -> SequenceState:
@@ -160,16 +168,6 @@ class Sequence:
         """Moves to another state; an illegal move is a bug of ours."""
         assert state in _LEGAL[self._state], f"illegal move {self._state.name} -> {state.name}"
         self._state = state
-
-    @property
-    def stream(self) -> int:
-        """A number for (request, index), as the token messages carry it."""
-        return stream_of(self.request.key, self.index)
-
-    @property
-    def order(self) -> tuple[int, int]:
-        """First come, first served; siblings in the order of their index."""
-        return (self.request.number, self.index)
 
 
 def rows_needed(request: Request) -> int:

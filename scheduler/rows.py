@@ -20,6 +20,37 @@ from octavo.scheduler.request import NO_ROW, Sequence
 SIBLING_SEED_STEP = 0xD1342543DE82EF95
 _TWO_TO_64 = 1 << 64
 
+Int32s = npt.NDArray[np.int32]
+Float32s = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+
+
+# A row's columns lie beside each other, and are all written at once: storing one number into an array takes as long
+# as storing all of them into a record.
+_RECORD = np.dtype(
+    [
+        ("num_tokens", np.int32),
+        ("num_computed", np.int32),
+        ("limit", np.int32),
+        ("prompt_len", np.int32),
+        ("min_len", np.int32),
+        ("tenant", np.int32),
+        ("beam_width", np.int32),
+        ("top_k", np.int32),
+        ("temperature", np.float32),
+        ("top_p", np.float32),
+        ("min_p", np.float32),
+        ("stream", np.int64),
+        ("seed", np.uint64),
+        ("withheld", np.bool_),
+        ("unforked", np.bool_),
+        ("stops_at_eos", np.bool_),
+        ("has_stop_ids", np.bool_),
+        ("wants_logprobs", np.bool_),
+    ],
+    align=True,
+)
+
 
 class Rows:
     """Columns over ``num_rows`` sequences of up to ``max_model_len`` tokens.
@@ -39,66 +70,67 @@ class Rows:
         wants_logprobs: bool; the log-probabilities of sampled tokens are asked for.
         beam_width: int32; beams of the search that the sequence belongs to, 0 if to none.
         owner: The sequence in each row, or None.
+        available: Rows that no sequence has and that are not kept for one.
     """
 
     def __init__(self, num_rows: int, max_model_len: int) -> None:
-        self.token_ids: npt.NDArray[np.int32] = np.zeros((num_rows, max_model_len), dtype=np.int32)
-        self.num_tokens = np.zeros(num_rows, dtype=np.int32)
-        self.num_computed = np.zeros(num_rows, dtype=np.int32)
-        self.limit = np.zeros(num_rows, dtype=np.int32)
-        self.prompt_len = np.zeros(num_rows, dtype=np.int32)
-        self.min_len = np.zeros(num_rows, dtype=np.int32)
-        self.stream = np.zeros(num_rows, dtype=np.int64)
-        self.tenant = np.zeros(num_rows, dtype=np.int32)
-        self.withheld = np.zeros(num_rows, dtype=np.bool_)
-        self.unforked = np.zeros(num_rows, dtype=np.bool_)
-        self.stops_at_eos = np.zeros(num_rows, dtype=np.bool_)
-        self.has_stop_ids = np.zeros(num_rows, dtype=np.bool_)
-        self.temperature = np.zeros(num_rows, dtype=np.float32)
-        self.top_k = np.zeros(num_rows, dtype=np.int32)
-        self.top_p = np.ones(num_rows, dtype=np.float32)
-        self.min_p = np.zeros(num_rows, dtype=np.float32)
-        self.seed = np.zeros(num_rows, dtype=np.uint64)
-        self.wants_logprobs = np.zeros(num_rows, dtype=np.bool_)
-        self.beam_width = np.zeros(num_rows, dtype=np.int32)
+        self.token_ids: Int32s = np.zeros((num_rows, max_model_len), dtype=np.int32)
+        self._records: npt.NDArray[np.void] = np.zeros(num_rows, dtype=_RECORD)
+        self.num_tokens: Int32s = self._records["num_tokens"]
+        self.num_computed: Int32s = self._records["num_computed"]
+        self.limit: Int32s = self._records["limit"]
+        self.prompt_len: Int32s = self._records["prompt_len"]
+        self.min_len: Int32s = self._records["min_len"]
+        self.tenant: Int32s = self._records["tenant"]
+        self.beam_width: Int32s = self._records["beam_width"]
+        self.top_k: Int32s = self._records["top_k"]
+        self.temperature: Float32s = self._records["temperature"]
+        self.top_p: Float32s = self._records["top_p"]
+        self.min_p: Float32s = self._records["min_p"]
+        self.stream: npt.NDArray[np.int64] = self._records["stream"]
+        self.seed: npt.NDArray[np.uint64] = self._records["seed"]
+        self.withheld: Bools = self._records["withheld"]
+        self.unforked: Bools = self._records["unforked"]
+        self.stops_at_eos: Bools = self._records["stops_at_eos"]
+        self.has_stop_ids: Bools = self._records["has_stop_ids"]
+        self.wants_logprobs: Bools = self._records["wants_logprobs"]
         self.owner: list[Sequence | None] = [None] * num_rows
         self._free = list(range(num_rows - 1, -1, -1))
-        self._held = 0
-
-    @property
-    def available(self) -> int:
-        """Rows that no sequence has and that are not kept for one."""
-        return len(self._free) - self._held
+        self.available = num_rows
 
     def hold(self, count: int) -> None:
         """Keeps rows for sequences to come; a negative count gives them back."""
-        self._held += count
-        assert 0 <= self._held <= len(self._free), f"{self._held} of {len(self._free)} free rows are held"
+        self.available -= count
+        held = len(self._free) - self.available
+        assert 0 <= held <= len(self._free), f"{held} of {len(self._free)} free rows are held"
 
     def occupy(self, sequence: Sequence, num_computed: int) -> int:
         """Moves a sequence's tokens and parameters into a free row and returns the row."""
         row = self._free.pop()
-        request, sampling = sequence.request, sequence.request.sampling
-        length = len(sequence.tokens)
-        self.token_ids[row, :length] = sequence.tokens
-        self.num_tokens[row] = length
-        self.num_computed[row] = num_computed
-        self.limit[row] = request.limit
-        self.prompt_len[row] = len(request.prompt)
-        self.withheld[row] = sampling.chooses
-        self.unforked[row] = sequence.index == 0 and request.unforked > 0
-        self.min_len[row] = min(len(request.prompt) + sampling.min_tokens, request.limit)
-        self.stream[row] = sequence.stream
-        self.tenant[row] = request.tenant.index
-        self.stops_at_eos[row] = not sampling.ignore_eos
-        self.has_stop_ids[row] = bool(sampling.stop_token_ids)
-        self.temperature[row] = 0.0 if sampling.greedy else sampling.temperature
-        self.top_k[row] = max(sampling.top_k, 0)
-        self.top_p[row] = max(sampling.top_p, 1e-30)  # the likeliest token always stays
-        self.min_p[row] = sampling.min_p
-        self.seed[row] = (request.seed + sequence.index * SIBLING_SEED_STEP) % _TWO_TO_64
-        self.wants_logprobs[row] = sampling.wants_logprobs
-        self.beam_width[row] = sampling.beam_width
+        self.available -= 1
+        request, sampling, tokens = sequence.request, sequence.request.sampling, sequence.tokens
+        length, num_prompt = len(tokens), len(request.prompt)
+        self.token_ids[row, :length] = tokens
+        self._records[row] = (  # in the order of `_RECORD`
+            length,
+            num_computed,
+            request.limit,
+            num_prompt,
+            min(num_prompt + sampling.min_tokens, request.limit),
+            request.tenant.index,
+            sampling.beam_width,
+            max(sampling.top_k, 0),
+            0.0 if sampling.greedy else sampling.temperature,
+            max(sampling.top_p, 1e-30),  # the likeliest token always stays
+            sampling.min_p,
+            sequence.stream,
+            (request.seed + sequence.index * SIBLING_SEED_STEP) % _TWO_TO_64,
+            sampling.chooses,
+            sequence.index == 0 and request.unforked > 0,
+            not sampling.ignore_eos,
+            bool(sampling.stop_token_ids),
+            sampling.wants_logprobs,
+        )
         self.owner[row] = sequence
         sequence.row = row
         return row
@@ -121,6 +153,7 @@ class Rows:
         sequence.row = NO_ROW
         self.owner[row] = None
         self._free.append(row)
+        self.available += 1
 
     def tokens(self, row: int) -> npt.NDArray[np.int32]:
         """A view of the row's known tokens."""

@@ -92,6 +92,9 @@ class Scheduler:
         self._eos = np.zeros(vocab_size, dtype=np.bool_)
         eos_token_ids = list(eos_token_ids)
         self._eos[eos_token_ids] = True
+        # Of each tenant, for one sequence. The last sampled token is returned and never computed, so it needs no slot.
+        most = (manager.max_tokens(tenant.index) + 1 for tenant in self.state.tenants)
+        self._longest = [min(max_model_len, tokens) for tokens in most]
         self._random = random.Random(seed)
         self._arrivals = 0
         self._beams = Beams(self.state, frozenset(eos_token_ids))
@@ -188,8 +191,7 @@ class Scheduler:
 
     def _largest(self, num_prompt: int, sampling: SamplingParams, tenant: Tenant) -> int:
         """The most tokens that a request with this prompt may come to."""
-        # The last sampled token is returned and never computed, so it needs no slot.
-        largest, width = min(self.max_model_len, self.manager.max_tokens(tenant.index) + 1), sampling.beam_width
+        largest, width = self._longest[tenant.index], sampling.beam_width
         if width > self.config.max_num_seqs:
             raise InvalidRequestError(
                 f"beam_width {width} needs as many running sequences, and this server runs {self.config.max_num_seqs}",
@@ -296,7 +298,8 @@ class Scheduler:
         self._publish(rows, lens)
         if nobody_gave_way:
             admitted, chunks = self._admission.admit(budget)
-            rows, lens = np.concatenate((rows, admitted)), np.concatenate((lens, chunks))
+            if len(admitted):
+                rows, lens = np.concatenate((rows, admitted)), np.concatenate((lens, chunks))
         else:
             self._admission.note(WaitReason.PREEMPTION)
         return self._plan(rows, lens, copies)
@@ -350,19 +353,20 @@ class Scheduler:
         self.state.tenants.charge_output(rows.tenant[gained])
         started, pinned = self._started(gained[rows.num_tokens[gained] == rows.prompt_len[gained]])
         if sampled.beam_tokens is None:
-            chosen, result = [], self._append(gained, sampled.tokens, sampled.logprobs)
-        else:
-            sampling = rows.beam_width[gained] == 0
-            logprobs = None if sampled.logprobs is None else sampled.logprobs[sampling]
-            chosen = self._advance_beams(gained[~sampling], sampled)
-            result = self._append(gained[sampling], sampled.tokens[sampling], logprobs)
+            result = self._append(gained, sampled.tokens, sampled.logprobs)
+            return StepResult(result.streams, result.tokens, started, result.finished, pinned)
+        sampling = rows.beam_width[gained] == 0
+        logprobs = None if sampled.logprobs is None else sampled.logprobs[sampling]
+        chosen = self._advance_beams(gained[~sampling], sampled)
+        result = self._append(gained[sampling], sampled.tokens[sampling], logprobs)
         return joined([StepResult(started=started, pinned=pinned), result, *chosen])
 
     def _started(self, rows: Int32s) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]:
         """What to tell of sequences whose prompt is complete: their prefix hits, and the pins that were wished for."""
         owners = [self.state.owner(row) for row in rows.tolist()]
         started = [(s.stream, s.cached_tokens) for s in owners if s.index < s.request.sampling.n]
-        pinned = [pin for sequence in owners if (pin := self._pin_prompt(sequence)) is not None]
+        wished = [sequence for sequence in owners if sequence.request.pin_ttl is not None]
+        pinned = [pin for sequence in wished if (pin := self._pin_prompt(sequence)) is not None]
         return tuple(started), tuple(pinned)
 
     def _append(self, gained: Int32s, tokens: Int32s, logprobs: Float32s | None) -> StepResult:
