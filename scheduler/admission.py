@@ -25,7 +25,6 @@ from octavo.block_manager.tiers import Tier
 from octavo.scheduler.beams import Beams
 from octavo.scheduler.decisions import LookUp, PreemptionReason, Wait, WaitReason
 from octavo.scheduler.lookahead import LookAhead
-from octavo.scheduler.plan import Int32s
 from octavo.scheduler.preemption import Preemption
 from octavo.scheduler.request import Sequence, SequenceState, rows_needed
 from octavo.scheduler.state import State
@@ -66,21 +65,19 @@ class Admission:
 
     # ── the step's admissions ─────────────────────────────────────────────────────────────────────────────
 
-    def admit(self, budget: int) -> tuple[Int32s, Int32s]:
-        """Lets sequences in while there are rows, blocks and tokens; returns their rows and chunks."""
-        state, rows, chunks = self._state, [], []
+    def admit(self, budget: int) -> list[tuple[int, int]]:
+        """Lets sequences in while there are rows, blocks and tokens; returns their rows and the tokens of each."""
+        state, admitted = self._state, []
         self._ahead = None
         while budget > 0 and state.rows.available and (candidate := self._next()) is not None:
             sequence, match = candidate
             state.waiting.remove(sequence)
-            row = self.start(sequence, match)
-            chunk = self.first_chunk(row, budget)
-            rows.append(row)
-            chunks.append(chunk)
+            row, chunk = self.start(sequence, match, budget)
+            admitted.append((row, chunk))
             budget -= chunk
         if len(state.waiting) and not (budget > 0 and state.rows.available):
             self.note(WaitReason.TOKEN_BUDGET if budget <= 0 else WaitReason.MAX_NUM_SEQS)
-        return np.array(rows, dtype=np.int32), np.array(chunks, dtype=np.int32)
+        return admitted
 
     def note(self, reason: WaitReason) -> None:
         """Records why nobody more is let in."""
@@ -228,12 +225,12 @@ class Admission:
     @property
     def _most_to_keep_free(self) -> int:
         """No less than `_keep_free` of any sequence."""
-        state, manager = self._state, self._state.manager
-        if not len(state.running):
+        state, manager, running = self._state, self._state.manager, len(self._state.running)
+        if not running:
             return 0
         # One is still to be taken for the next token, and the look-ahead may end just inside another.
         blocks = (state.config.lookahead // manager.block_size + 2) * manager.blocks_per_column
-        return max(self._watermark, (len(state.running) + 1) * blocks)
+        return max(self._watermark, (running + 1) * blocks)
 
     def _keep_free(self, sequence: Sequence) -> int:
         """Blocks to leave free while anybody runs: the watermark, or what all take on top within the look-ahead."""
@@ -287,9 +284,18 @@ class Admission:
 
     # ── a sequence starts ─────────────────────────────────────────────────────────────────────────────────
 
-    def start(self, sequence: Sequence, match: PrefixMatch) -> int:
-        """Gives a sequence its row and blocks; the caller has taken it out of its queue."""
-        state, request = self._state, sequence.request
+    def start(self, sequence: Sequence, match: PrefixMatch, budget: int) -> tuple[int, int]:
+        """Gives a sequence its row and blocks, and publishes those that this step fills.
+
+        Args:
+            sequence: The caller has taken it out of its queue.
+            match: Its prefix; nothing is lacking.
+            budget: The most tokens that it may compute in this step.
+
+        Returns:
+            The row, and the tokens that it computes.
+        """
+        state, request, length = self._state, sequence.request, len(sequence.tokens)
         self._record_look_up(sequence, match)
         if sequence.state is SequenceState.WAITING:
             sequence.cached_tokens = match.num_tokens
@@ -307,16 +313,10 @@ class Admission:
         if self._ahead is not None:
             self._ahead += self._own_growth(sequence)
         self.started[row] = len(match.blocks) * state.manager.block_size
-        return row
-
-    def first_chunk(self, row: int, budget: int) -> int:
-        """Tokens that a sequence just started computes in this step; prepares and publishes the blocks they fill."""
-        rows = self._state.rows
-        computed = int(rows.num_computed[row])
-        chunk = min(budget, int(rows.num_tokens[row]) - computed)
-        self._state.manager.cover_row(row, computed + chunk)
-        self._state.manager.publish(row, rows.token_ids[row], computed + chunk)
-        return chunk
+        end = min(match.num_tokens + budget, length)
+        state.manager.cover_row(row, end)
+        state.manager.publish(row, sequence.tokens, end)
+        return row, end - match.num_tokens
 
     def _record_look_up(self, sequence: Sequence, match: PrefixMatch) -> None:
         state = self._state

@@ -55,8 +55,7 @@ class Suspects:
         while short or self._state.rows.available < rows_needed(suspect.request):
             self._make_room(suspect)
             match, short = self._admission.look_up(suspect, keep_free=0)
-        row = self._admission.start(suspect, match)
-        chunk = self._admission.first_chunk(row, budget)
+        row, chunk = self._admission.start(suspect, match, budget)
         return np.array([row], dtype=np.int32), np.array([chunk], dtype=np.int32)
 
     def _make_room(self, suspect: Sequence) -> None:

@@ -55,8 +55,8 @@ class Growth:
         """What keeps these rows from growing; None if there are enough blocks for all."""
         manager = self._state.manager
         if not manager.quota.limited:
-            growth = len(crossing) * manager.blocks_per_column
-            short = growth + manager.copies_needed(sharing) - manager.pool.available
+            growth, copies = len(crossing) * manager.blocks_per_column, manager.copies_needed(sharing) if sharing else 0
+            short = growth + copies - manager.pool.available
             return Shortage(0, short, [True] * len(manager.quota.used)) if short > 0 else None
         tenant = self._state.rows.tenant
         needs = Counter[int]()

@@ -192,13 +192,13 @@ class Scheduler:
     def _largest(self, num_prompt: int, sampling: SamplingParams, tenant: Tenant) -> int:
         """The most tokens that a request with this prompt may come to."""
         largest, width = self._longest[tenant.index], sampling.beam_width
+        if width < 2:
+            return largest
         if width > self.config.max_num_seqs:
             raise InvalidRequestError(
                 f"beam_width {width} needs as many running sequences, and this server runs {self.config.max_num_seqs}",
                 param="beam_width",
             )
-        if width < 2:
-            return largest
         blocks = self.manager.quota.capacity(tenant.index)
         capacity = blocks // self.manager.blocks_per_column
         search = largest_search(num_prompt, width, block_size=self.manager.block_size, capacity=capacity)
@@ -297,9 +297,9 @@ class Scheduler:
         rows, lens, budget = self._split_budget()
         self._publish(rows, lens)
         if nobody_gave_way:
-            admitted, chunks = self._admission.admit(budget)
-            if len(admitted):
-                rows, lens = np.concatenate((rows, admitted)), np.concatenate((lens, chunks))
+            if admitted := self._admission.admit(budget):
+                new = np.array(admitted, dtype=np.int32)
+                rows, lens = np.concatenate((rows, new[:, 0])), np.concatenate((lens, new[:, 1]))
         else:
             self._admission.note(WaitReason.PREEMPTION)
         return self._plan(rows, lens, copies)
@@ -492,8 +492,11 @@ class Scheduler:
     def _plan(self, rows: Int32s, lens: Int32s, copies: Many[BlockCopy]) -> StepPlan | None:
         if not len(rows):
             return None
-        order = np.argsort(lens > 1, kind="stable")  # a chunk of one token is a decode to the kernels
-        rows, lens = rows[order], lens[order]
+        chunks = lens > 1
+        num_decodes = len(rows) - int(np.count_nonzero(chunks))
+        if chunks[:num_decodes].any():  # a chunk of one token is a decode to the kernels
+            order = np.argsort(chunks, kind="stable")
+            rows, lens = rows[order], lens[order]
         starts = self.rows.num_computed[rows]
         sample_from = np.flatnonzero(starts + lens == self.rows.num_tokens[rows]).astype(np.int32)
         sample_from, sample_rows = self._forks.plan(rows, sample_from)
@@ -504,7 +507,7 @@ class Scheduler:
             rows=rows,
             starts=starts,
             query_lens=lens,
-            num_decodes=int(np.count_nonzero(lens == 1)),
+            num_decodes=num_decodes,
             sample_from=sample_from,
             sample_rows=sample_rows,
             copies=tuple(copies),
