@@ -72,6 +72,8 @@ class EngineCore:
         threads = _set_threads(config.execution.threads)
         dtype = shape.served_dtype(config.model.dtype)
         backend = select_backend(device, config.execution.attention_backend)
+        if config.cache.kv_cache_dtype == "int8" and not backend.reads_int8:
+            raise ConfigError(f"--kv-cache-dtype int8: the {backend.name} kernels cannot read it; those for CPUs can")
         kind = numbers_in_words(config, dtype)
         progress(f"loading {name} ({shape.num_parameters / 1e6:,.0f} M parameters, {kind}) on {device.type}")
         decoder = load_model(
@@ -244,13 +246,14 @@ def _build_runner(
     config: EngineConfig, pool: PoolPlan, scheduler: Scheduler, decoder: Decoder, backend: Backend
 ) -> ModelRunner:
     shape, folder = decoder.shape, config.cache.swap_dir
+    int8 = config.cache.kv_cache_dtype == "int8"
     kv_cache = KVCache(
         groups=pool.groups,
         num_blocks=scheduler.manager.pool.num_blocks,
         num_kv_heads=shape.num_kv_heads,
         block_size=config.cache.block_size,
         head_dim=shape.head_dim,
-        dtype=decoder.dtype,
+        dtype=torch.int8 if int8 else decoder.dtype,
         device=decoder.device,
         backend=backend,
         num_host_blocks=pool.num_host_blocks,

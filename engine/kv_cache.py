@@ -13,10 +13,11 @@ from octavo.block_manager.tiers import Transfer, TransferOutcome, TransferTiming
 from octavo.engine.disk_store import DiskStore
 from octavo.engine.transfers import TierTransfers
 from octavo.kernels.attention import Backend
+from octavo.kernels.kv_rows import row_width
 
 
 class KVCache:
-    """A tensor for each layer: ``[num_blocks + 1, 2 (K, V), num_kv_heads, block_size, head_dim]``.
+    """A tensor for each layer: ``[num_blocks + 1, 2 (K, V), num_kv_heads, block_size, row width]``.
 
     Layers of different groups share tensors, since no block belongs to two groups at the same time. Index 0 is the null
     block: padding reads it and nobody owns it.
@@ -24,6 +25,7 @@ class KVCache:
     Args:
         groups: Which layers share a block.
         num_blocks: Blocks that can be owned.
+        dtype: Of K and V; with head_dim it says how wide rows are, see `octavo.kernels.kv_rows`.
         backend: Runs the copies within the device.
         num_host_blocks: Blocks of the host tier; 0 for none.
         disk: The disk tier, if there is one; its blocks have `block_bytes`.
@@ -47,7 +49,7 @@ class KVCache:
         num_host_blocks: int = 0,
         disk: DiskStore | None = None,
     ) -> None:
-        shape = (groups.layers_per_block, num_blocks + 1, 2, num_kv_heads, block_size, head_dim)
+        shape = (groups.layers_per_block, num_blocks + 1, 2, num_kv_heads, block_size, row_width(head_dim, dtype))
         # One allocation, so that a block of all layers is one strided copy away from the other tiers. Not zeroed: the
         # pages of blocks that were never used cost no memory, and kernels read no unwritten slot. What they read of the
         # null block, for keys behind a window, they weigh with 0; but 0 times NaN would be NaN.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from octavo.block_manager.groups import Footprint, LayerGroups
-from octavo.config import EngineConfig
+from octavo.config import KV_SCALE_BYTES, EngineConfig
 from octavo.errors import ConfigError, MemoryTooSmallError
 from octavo.models.shape import SERVED_DTYPES, ModelShape
 from octavo.scheduler.tenants import Tenants
@@ -77,7 +77,8 @@ def plan_pool(config: EngineConfig, shape: ModelShape, *, free: int, free_host: 
     size, wanted = config.cache.block_size, config.model.max_model_len
     groups = LayerGroups.of(shape.windows, wanted or shape.max_position_embeddings)
     width = SERVED_DTYPES[shape.served_dtype(config.model.dtype)]
-    block_bytes = size * groups.layers_per_block * shape.kv_bytes_per_token(width) // shape.num_layers
+    row_bytes = config.cache.row_bytes(shape.head_dim, width)
+    block_bytes = size * groups.layers_per_block * shape.kv_bytes_per_token(row_bytes) // shape.num_layers
     if wanted is not None and wanted > shape.max_position_embeddings:
         raise ConfigError(
             f"--max-model-len {wanted} is more than the {shape.max_position_embeddings} positions "
@@ -202,8 +203,10 @@ def report(
     Args:
         weight_bytes: What the model's weights take, as they were loaded.
     """
-    dtype = shape.served_dtype(config.model.dtype)
-    width, size = SERVED_DTYPES[dtype], config.cache.block_size
+    dtype, size = shape.served_dtype(config.model.dtype), config.cache.block_size
+    row = f"{shape.head_dim} × {SERVED_DTYPES[dtype]} B"
+    if config.cache.kv_cache_dtype == "int8":
+        row = f"({shape.head_dim} × 1 B + a scale of {KV_SCALE_BYTES} B)"
     footprint = Footprint(plan.groups, size, config.scheduler.max_num_batched_tokens)
     lengths = sorted({min(length, plan.max_model_len) for length in _REPORTED_LENGTHS})
     tiers = _tiers(plan, config)
@@ -213,7 +216,7 @@ def report(
         f"{_gib(weight_bytes)}",
         f"runs on      {where}",
         f"KV block     {size} tokens × {plan.groups.layers_per_block} layers × 2 (K, V) × {shape.num_kv_heads} heads × "
-        f"{shape.head_dim} × {width} B = {plan.block_bytes:,} B",
+        f"{row} = {plan.block_bytes:,} B",
         *_windows(plan.groups),
         f"KV pool      {plan.why} = {_gib(plan.num_blocks * plan.block_bytes)}, {_tokens(plan, size)}",
         *([f"KV tiers     {tiers}"] if tiers else []),

@@ -33,7 +33,7 @@ class ModelRunner:
     def warm_up(self) -> None:
         """Compiles the kernels, and runs a decode and a small prefill that read the null block and write nothing."""
         shape, device = self._decoder.shape, self._decoder.device
-        self._decoder.warm_up(self._kv_cache.block_size)
+        self._decoder.warm_up(self._kv_cache.block_size, self._kv_cache.layers[0].dtype)
         tokens = torch.zeros(4, dtype=torch.int64, device=device)
         lens = torch.tensor([1, 3], dtype=torch.int32, device=device)
         batch = PagedBatch(

@@ -3,7 +3,9 @@
 The KV cache of one layer is a pool of blocks, and a sequence's context is whatever blocks its row of the block
 table names, in order:
 
-    kv_cache [num_blocks, 2, num_kv_heads, block_size, head_dim]      index 1: 0 = K, 1 = V
+    kv_cache [num_blocks, 2, num_kv_heads, block_size, row width]      index 1: 0 = K, 1 = V
+
+A row has head_dim numbers of q's type, or is int8 with a scale; see `octavo.kernels.kv_rows`.
 
     block_tables[i] = [ 7, 2, 9, 0, 0 ]      seq_lens[i] = 2 * block_size + 3
                         │  │  │  └──┴─ null block: padding, never read
@@ -28,6 +30,7 @@ from torch import Tensor
 
 from octavo.errors import ConfigError
 from octavo.kernels.checks import check_attention
+from octavo.kernels.kv_rows import row_width
 
 BACKENDS = ("auto", "triton", "cpu", "reference")
 
@@ -71,6 +74,8 @@ class Backend(Protocol):
 
     name: str
     dtypes: frozenset[torch.dtype]
+    reads_int8: bool
+    """Whether the KV cache may be in int8, whatever type q has."""
 
     def write_kv(self, k: Tensor, v: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
         """Writes k and v [num_tokens, num_kv_heads, head_dim] to their slots, in place."""
@@ -156,7 +161,7 @@ def paged_attention(
 
     Args:
         q: [num_tokens, num_q_heads, head_dim], sequence after sequence.
-        kv_cache: [num_blocks, 2, num_kv_heads, block_size, head_dim] of q's dtype.
+        kv_cache: [num_blocks, 2, num_kv_heads, block_size, row width] of q's dtype or int8.
         block_tables: int32 [num_seqs, max_blocks].
         seq_lens: int32 [num_seqs], tokens in the cache, the queries' own included.
         cu_query_lens: int32 [num_seqs + 1], where each sequence's queries begin.
@@ -207,6 +212,7 @@ def warm_up(
     head_dim: int,
     block_size: int,
     dtype: torch.dtype,
+    kv_dtype: torch.dtype,
     device: torch.device,
     window: int = 0,
     softcap: float = 0.0,
@@ -222,7 +228,7 @@ def warm_up(
         num_kv_heads: KV heads per layer.
         head_dim: Elements of one head.
         block_size: Tokens in a block.
-        dtype: Of q and of the KV cache.
+        dtype: Of q. kv_dtype: of the KV cache.
         device: Where they will be.
         window: As the model's layers use it; 0 if they do not.
         softcap: As the model's layers use it; 0 if they do not.
@@ -231,7 +237,7 @@ def warm_up(
     # One decode over enough context to be split, one prefill chunk; all of it in block 1.
     context, chunk = 1024, 64
     with device:
-        kv_cache = torch.zeros(2, 2, num_kv_heads, block_size, head_dim, dtype=dtype)
+        kv_cache = torch.zeros(2, 2, num_kv_heads, block_size, row_width(head_dim, kv_dtype), dtype=kv_dtype)
         q = torch.zeros(1 + chunk, num_q_heads, head_dim, dtype=dtype)
         kv = torch.zeros(1 + chunk, num_kv_heads, head_dim, dtype=dtype)
         batch = PagedBatch(

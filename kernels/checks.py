@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from octavo.config import KV_SCALE_BYTES
+from octavo.kernels.kv_rows import head_dim_of
+
 if TYPE_CHECKING:
     from octavo.kernels.attention import Backend
 
@@ -33,10 +36,10 @@ def check_attention(
         TypeError: A dtype is wrong.
     """
     _check_cache(backend, kv_cache)
-    num_kv_heads, head_dim = kv_cache.shape[2], kv_cache.shape[4]
+    num_kv_heads, head_dim = kv_cache.shape[2], head_dim_of(kv_cache)
     num_seqs = block_tables.shape[0] if block_tables.dim() else 0
 
-    _check_heads("q", q, kv_cache)
+    _check_heads("q", q, backend, kv_cache)
     num_q_heads = q.shape[1]
     if q.shape[2] != head_dim:
         raise ValueError(f"q has head_dim {q.shape[2]}, but kv_cache has {head_dim}")
@@ -60,7 +63,7 @@ def check_attention(
             raise TypeError(f"sinks must be floating-point, not {sinks.dtype}")
     if out is not None:
         _check_shape("out", out, tuple(q.shape))
-        _check_heads("out", out, kv_cache)
+        _check_heads("out", out, backend, kv_cache, q.dtype)
 
 
 def check_write(backend: Backend, k: Tensor, v: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
@@ -72,28 +75,34 @@ def check_write(backend: Backend, k: Tensor, v: Tensor, kv_cache: Tensor, slot_m
     """
     _check_cache(backend, kv_cache)
     for name, x in (("k", k), ("v", v)):
-        _check_heads(name, x, kv_cache)
-        _check_shape(name, x, (k.shape[0], kv_cache.shape[2], kv_cache.shape[4]))
+        _check_heads(name, x, backend, kv_cache, k.dtype)
+        _check_shape(name, x, (k.shape[0], kv_cache.shape[2], head_dim_of(kv_cache)))
     _check_indices("slot_mapping", slot_mapping, torch.int64, (k.shape[0],), k)
 
 
 def _check_cache(backend: Backend, kv_cache: Tensor) -> None:
-    if kv_cache.dtype not in backend.dtypes:
-        accepted = ", ".join(sorted(str(dtype) for dtype in backend.dtypes))
+    accepted_dtypes = backend.dtypes | ({torch.int8} if backend.reads_int8 else set())
+    if kv_cache.dtype not in accepted_dtypes:
+        accepted = ", ".join(sorted(str(dtype) for dtype in accepted_dtypes))
         raise TypeError(f"kv_cache has dtype {kv_cache.dtype}; the {backend.name} backend takes {accepted}")
-    if kv_cache.dim() != 5 or kv_cache.shape[1] != 2 or 0 in kv_cache.shape:
+    if kv_cache.dim() != 5 or kv_cache.shape[1] != 2 or 0 in kv_cache.shape or head_dim_of(kv_cache) < 1:
+        width = "head_dim" if kv_cache.dtype is not torch.int8 else f"head_dim + {KV_SCALE_BYTES}"
         raise ValueError(
-            "kv_cache must be [num_blocks, 2, num_kv_heads, block_size, head_dim], none of them 0, "
+            f"kv_cache must be [num_blocks, 2, num_kv_heads, block_size, {width}], none of them 0, "
             f"not {list(kv_cache.shape)}"
         )
     _check_rows("kv_cache", kv_cache)
 
 
-def _check_heads(name: str, x: Tensor, kv_cache: Tensor) -> None:
+def _check_heads(name: str, x: Tensor, backend: Backend, kv_cache: Tensor, dtype: torch.dtype | None = None) -> None:
     if x.dim() != 3:
         raise ValueError(f"{name} must be [num_tokens, heads, head_dim], not {list(x.shape)}")
-    if x.dtype != kv_cache.dtype:
-        raise TypeError(f"{name} has dtype {x.dtype}, but kv_cache has {kv_cache.dtype}; they must be the same")
+    if kv_cache.dtype is not torch.int8:
+        if x.dtype != kv_cache.dtype:
+            raise TypeError(f"{name} has dtype {x.dtype}, but kv_cache has {kv_cache.dtype}; they must be the same")
+    elif x.dtype not in backend.dtypes or x.dtype != (dtype or x.dtype):
+        accepted = str(dtype) if dtype else ", ".join(sorted(map(str, backend.dtypes)))
+        raise TypeError(f"{name} has dtype {x.dtype}; beside an int8 kv_cache it must be {accepted}")
     _check_device(name, x, kv_cache)
     _check_rows(name, x)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.attention import PagedBatch
+from octavo.kernels.kv_rows import dequantize, quantize
 
 
 class ReferenceBackend:
@@ -13,14 +14,16 @@ class ReferenceBackend:
 
     name = "reference"
     dtypes = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+    reads_int8 = True
 
     def write_kv(self, k: Tensor, v: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
         written = slot_mapping >= 0
         slots = slot_mapping[written]
         block_size = kv_cache.shape[3]
         blocks, offsets = slots // block_size, slots % block_size
-        kv_cache[blocks, 0, :, offsets] = k[written]
-        kv_cache[blocks, 1, :, offsets] = v[written]
+        for part, x in enumerate((k, v)):
+            rows = quantize(x) if kv_cache.dtype is torch.int8 else x
+            kv_cache[blocks, part, :, offsets] = rows[written]
 
     def attend(
         self,
@@ -50,17 +53,18 @@ def gather_context(kv_cache: Tensor, block_table: Tensor, seq_len: int) -> tuple
     """One sequence's K and V, out of its blocks.
 
     Args:
-        kv_cache: [num_blocks, 2, num_kv_heads, block_size, head_dim].
+        kv_cache: [num_blocks, 2, num_kv_heads, block_size, row width].
         block_table: int32 [max_blocks].
         seq_len: Tokens in the context.
 
     Returns:
-        K and V, each [seq_len, num_kv_heads, head_dim].
+        K and V, each [seq_len, num_kv_heads, head_dim]; of float32 where the cache is int8.
     """
     positions = torch.arange(seq_len, device=kv_cache.device)
     block_size = kv_cache.shape[3]
     blocks, offsets = block_table[positions // block_size].long(), positions % block_size
-    return kv_cache[blocks, 0, :, offsets], kv_cache[blocks, 1, :, offsets]
+    k, v = kv_cache[blocks, 0, :, offsets], kv_cache[blocks, 1, :, offsets]
+    return (dequantize(k, torch.float32), dequantize(v, torch.float32)) if kv_cache.dtype is torch.int8 else (k, v)
 
 
 def attend_dense(

@@ -87,13 +87,13 @@ class CompiledLayers:
             dtype=np.int64,
         )
         self._stack.run(
-            x.numpy(), places, kv_caches[0].shape, batch.block_tables.numpy(), positions.numpy(),
-            batch.seq_lens.numpy(), batch.cu_query_lens.numpy(), batch.num_decodes,
+            x.numpy(), places, kv_caches[0].shape, kv_caches[0].dtype is torch.int8, batch.block_tables.numpy(),
+            positions.numpy(), batch.seq_lens.numpy(), batch.cu_query_lens.numpy(), batch.num_decodes,
             workers_for(self._num_weights // shape.num_layers),
         )  # fmt: skip
 
-    def warm_up(self, block_size: int) -> None:
-        self._stack.compile()
+    def warm_up(self, block_size: int, kv_dtype: torch.dtype) -> None:
+        self._stack.compile(int8_kv=kv_dtype is torch.int8)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:

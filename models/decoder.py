@@ -69,7 +69,7 @@ class Decoder:
         Args:
             input_ids: int64 [T], the tokens of all sequences one after the other.
             positions: int64 [T], each token's position in its sequence.
-            kv_caches: Per layer, [num_blocks, 2, num_kv_heads, block_size, head_dim].
+            kv_caches: Per layer, [num_blocks, 2, num_kv_heads, block_size, row width]; see `octavo.kernels.kv_rows`.
             batches: Per layer, whose tokens they are, and where their context lies.
 
         Returns:
@@ -81,9 +81,9 @@ class Decoder:
         self._layers.forward(x, positions, kv_caches, batches)
         return self._norm(x)
 
-    def warm_up(self, block_size: int) -> None:
+    def warm_up(self, block_size: int, kv_dtype: torch.dtype) -> None:
         """Compiles what the first steps would otherwise wait for."""
-        self._layers.warm_up(block_size)
+        self._layers.warm_up(block_size, kv_dtype)
         if self.device.type == "cpu":
             warm_up_fused(self.shape.hidden_size, self.dtype)
 

@@ -63,7 +63,7 @@ class LayerStack(Protocol):
             positions, kv_caches, batches: As for `octavo.models.decoder.Decoder.forward`.
         """
 
-    def warm_up(self, block_size: int) -> None:
+    def warm_up(self, block_size: int, kv_dtype: torch.dtype) -> None:
         """Compiles what the first steps would otherwise wait for."""
 
     @property
@@ -109,7 +109,7 @@ class TorchLayers:
             self._attend(x, layer, kv_cache, batch, window=window, rotation=local if window else full)
             self._transform(x, layer)
 
-    def warm_up(self, block_size: int) -> None:
+    def warm_up(self, block_size: int, kv_dtype: torch.dtype) -> None:
         shape = self._shape
         for window in set(shape.windows):
             warm_up(
@@ -119,6 +119,7 @@ class TorchLayers:
                 head_dim=shape.head_dim,
                 block_size=block_size,
                 dtype=self._dtype,
+                kv_dtype=kv_dtype,
                 device=self._layers[0].qkv.tensors[0].device,
                 window=window,
                 softcap=shape.attention_softcap,

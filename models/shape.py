@@ -168,9 +168,9 @@ class ModelShape:
             raise ConfigError(f"dtype must be auto, {', '.join(SERVED_DTYPES)}, not {requested!r}")
         return requested
 
-    def kv_bytes_per_token(self, dtype_size: int) -> int:
-        """Bytes that one token takes in the KV cache of all layers, at ``dtype_size`` bytes per number."""
-        return self.num_layers * 2 * self.kv_size * dtype_size
+    def kv_bytes_per_token(self, row_bytes: int) -> int:
+        """Bytes that one token takes in the KV cache of all layers, where K or V of one head takes ``row_bytes``."""
+        return self.num_layers * 2 * self.num_kv_heads * row_bytes
 
     @property
     def num_parameters(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 import torch
+from numba import types
 from torch import Tensor
 
 from octavo.kernels.attention import PagedBatch
@@ -24,9 +25,12 @@ class CpuBackend:
 
     name = "cpu"
     dtypes = frozenset(STORAGE)
+    reads_int8 = True
 
     def write_kv(self, k: Tensor, v: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
-        write_kernel(NUMBA_TYPES[k.dtype])(_array(k), _array(v), _array(kv_cache), slot_mapping.numpy())
+        write_kernel(NUMBA_TYPES[k.dtype], _numba_type(kv_cache))(
+            _array(k), _array(v), _array(kv_cache), slot_mapping.numpy()
+        )
 
     def attend(
         self,
@@ -46,7 +50,9 @@ class CpuBackend:
             # Layers alternate between numba's threads and torch's: neither pool runs while the other works.
             threads = _threads_for(kv_cache, decodes * batch.max_seq_len)
             numba.set_num_threads(threads)
-            kernel = decode_kernel(NUMBA_TYPES[q.dtype], q.shape[1] // kv_cache.shape[2], q.shape[2])
+            kernel = decode_kernel(
+                NUMBA_TYPES[q.dtype], _numba_type(kv_cache), q.shape[1] // kv_cache.shape[2], q.shape[2]
+            )
             kernel(
                 _array(out)[:decodes], _array(q)[:decodes], _array(kv_cache),
                 batch.block_tables.numpy(), batch.seq_lens.numpy(), scale, window, softcap,
@@ -84,9 +90,13 @@ def _prefill(
         if seq_lens[i] == 0:
             out[queries] = 0.0
         elif queries.start < queries.stop:
-            k, v = gather_context(kv_cache, batch.block_tables[i], seq_lens[i])
+            k, v = gather_context(kv_cache, batch.block_tables[i], seq_lens[i], q.dtype)
             out[queries] = attend_sequence(q[queries], k, v, scale=scale, window=window, softcap=softcap, sinks=sinks)
 
 
 def _array(x: Tensor) -> np.ndarray:
-    return stored(x).numpy()
+    return (x if x.dtype is torch.int8 else stored(x)).numpy()
+
+
+def _numba_type(kv_cache: Tensor) -> types.Type:
+    return types.int8 if kv_cache.dtype is torch.int8 else NUMBA_TYPES[kv_cache.dtype]

@@ -44,6 +44,8 @@ def emit_widen(builder, stored_type, value, lanes=None):
     if stored_type == types.uint16:  # bfloat16 is the upper half of a float32
         sixteen = I32(16) if lanes is None else ir.Constant(shaped(I32), [16] * lanes)
         return builder.bitcast(builder.shl(builder.zext(value, shaped(I32)), sixteen), shaped(F32))
+    if stored_type == types.int8:  # its scale is the caller's to know
+        return builder.sitofp(value, shaped(F32))
     if stored_type == types.int16:
         return builder.fpext(builder.bitcast(value, shaped(F16)), shaped(F32))
     return value

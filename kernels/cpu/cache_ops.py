@@ -6,13 +6,17 @@ from functools import cache
 
 from numba import njit, types
 
+from octavo.kernels.cpu import bits, kv_rows
+from octavo.kernels.cpu.bits import source_key
+from octavo.kernels.cpu.kv_rows import put_row
+
 
 @cache
-def write_kernel(stored: types.Type):
+def write_kernel(stored: types.Type, kept: types.Type):
     """The kernel for one dtype.
 
     Args:
-        stored: numba's type of a stored element: see `octavo.kernels.cpu.bits`.
+        stored: numba's type of an element of k and v: see `octavo.kernels.cpu.bits`. kept: of the cache's.
 
     Returns:
         ``write(k, v, kv, slot_mapping)``, which scatters k and v [num_tokens, num_kv_heads, head_dim] to their
@@ -20,11 +24,13 @@ def write_kernel(stored: types.Type):
     """
     # Rows are contiguous, whatever the strides over tokens and heads, but numba's types cannot say so. Compiled for
     # any strides, one kernel serves every caller; a decode step writes too little for the copy's speed to matter.
-    heads, cache_ = types.Array(stored, 3, "A"), types.Array(stored, 5, "A")
+    sources = source_key(bits, kv_rows)
+    heads, cache_ = types.Array(stored, 3, "A"), types.Array(kept, 5, "A")
 
     @njit(types.void(heads, heads, cache_, types.int64[:]), error_model="numpy", nogil=True, cache=True)
     def write(k, v, kv, slot_mapping):
-        num_tokens, num_heads, head_dim = k.shape
+        _ = sources  # part of the key under which numba keeps compiled code
+        num_tokens, num_heads = k.shape[:2]
         block_size = kv.shape[3]
         for token in range(num_tokens):
             slot = slot_mapping[token]
@@ -33,8 +39,7 @@ def write_kernel(stored: types.Type):
             keys, values = kv[slot // block_size, 0], kv[slot // block_size, 1]
             offset = slot % block_size
             for head in range(num_heads):
-                for d in range(head_dim):
-                    keys[head, offset, d] = k[token, head, d]
-                    values[head, offset, d] = v[token, head, d]
+                put_row(keys[head, offset], k[token, head])
+                put_row(values[head, offset], v[token, head])
 
     return write

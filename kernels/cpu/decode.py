@@ -16,7 +16,7 @@ from functools import cache
 import numpy as np
 from numba import njit, prange, types
 
-from octavo.kernels.cpu import bits, elementary, rows, softmax
+from octavo.kernels.cpu import bits, elementary, kv_rows, rows, softmax
 from octavo.kernels.cpu.bits import narrow, source_key, widen
 from octavo.kernels.cpu.elementary import FASTMATH, LOG2E, exp2, softcapped
 from octavo.kernels.cpu.rows import score_run, weigh_run
@@ -29,11 +29,11 @@ _compiled = njit(fastmath=FASTMATH, error_model="numpy")
 
 
 @cache
-def decode_kernel(stored: types.Type, group: int, head_dim: int):
+def decode_kernel(stored: types.Type, kept: types.Type, group: int, head_dim: int):
     """The kernel for one model; its shape is constant in it, which the vector code of `rows` needs.
 
     Args:
-        stored: numba's type of a stored element: see `octavo.kernels.cpu.bits`.
+        stored: numba's type of an element of q: see `octavo.kernels.cpu.bits`. kept: of the cache's.
         group: Query heads that share a KV head.
         head_dim: Elements of one head.
 
@@ -43,12 +43,12 @@ def decode_kernel(stored: types.Type, group: int, head_dim: int):
         `octavo.kernels.attention.paged_attention`, where the tables may have more rows than there are sequences.
     """
     # Layout "A" takes any strides, so that one compiled kernel serves every caller.
-    heads, cache_ = types.Array(stored, 3, "A"), types.Array(stored, 5, "A")
+    heads, cache_ = types.Array(stored, 3, "A"), types.Array(kept, 5, "A")
     tables, lengths = types.Array(types.int32, 2, "A"), types.Array(types.int32, 1, "A")
     real, number = types.float32, types.int64
     signature = types.void(heads, heads, cache_, tables, lengths, real, number, real, real[::1], number)
 
-    sources = source_key(bits, elementary, rows, softmax)
+    sources = source_key(bits, elementary, kv_rows, rows, softmax)
 
     @njit(signature, parallel=True, fastmath=FASTMATH, error_model="numpy", nogil=True, cache=True)
     def decode(out, q, kv, block_tables, seq_lens, scale, window, softcap, sinks, num_workers):

@@ -10,20 +10,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from octavo.kernels.kv_rows import dequantize
 from octavo.kernels.reference import attend_dense
 
 # Queries that share one dense score matrix on the paths that need one (windows and soft caps).
 TILE = 128
 
 
-def gather_context(kv_cache: Tensor, block_table: Tensor, seq_len: int) -> tuple[Tensor, Tensor]:
-    """One sequence's K and V out of its blocks, each [num_kv_heads, seq_len, head_dim]."""
+def gather_context(kv_cache: Tensor, block_table: Tensor, seq_len: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """One sequence's K and V out of its blocks, each [num_kv_heads, seq_len, head_dim] of ``dtype``."""
     block_size = kv_cache.shape[3]
     blocks = block_table[: -(-seq_len // block_size)]
     # index_select copies whole rows of a block; indexing with brackets takes three to six times as long here.
     context = torch.index_select(kv_cache.permute(1, 2, 0, 3, 4), 2, blocks)
     k, v = context.flatten(2, 3)[:, :, :seq_len].unbind(0)
-    return k, v
+    return (dequantize(k, dtype), dequantize(v, dtype)) if kv_cache.dtype is torch.int8 else (k, v)
 
 
 def attend_sequence(

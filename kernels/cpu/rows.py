@@ -23,6 +23,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from octavo.kernels.cpu.bits import F32, I32, emit_widen
+from octavo.kernels.cpu.kv_rows import scale_pointer
 
 # 16 float32 fill an AVX-512 register; LLVM splits them for narrower machines.
 MAX_LANES = 16
@@ -65,7 +66,7 @@ def score_run(typingctx, scores, column, query, kv, at, stride, run, ahead, grou
             for g in heads:
                 dot = _sum([builder.fmul(a, b, flags=FLAGS) for a, b in zip(queries[g], key, strict=True)], builder)
                 to = builder.add(builder.mul(columns, _index(g)), builder.add(args[1], loop.index))
-                score.store(to, _sum_lanes(builder, dot, lanes))
+                score.store(to, keys.scaled(_sum_lanes(builder, dot, lanes), begin, head_dim.literal_value))
         return context.get_dummy_value()
 
     return _signature(scores, column, query, kv, at, stride, run, ahead, group, head_dim), codegen
@@ -106,7 +107,8 @@ def weigh_run(typingctx, acc, weights, column, kv, at, stride, run, ahead, group
                 value = {d: values.vector(builder.add(begin, _index(d)), lanes) for d in part}
                 for g in heads:
                     at_weight = builder.add(builder.mul(columns, _index(g)), builder.add(args[2], loop.index))
-                    factor = _splat(builder, weight.scalar(at_weight), lanes)
+                    scaled = values.scaled(weight.scalar(at_weight), begin, head_dim.literal_value)
+                    factor = _splat(builder, scaled, lanes)
                     for d in part:
                         product = builder.fmul(factor, value[d], flags=FLAGS)
                         total = builder.fadd(builder.load(held[g, d]), product, flags=FLAGS)
@@ -140,6 +142,13 @@ class _Memory:
         # Only the elements are aligned: a head may begin anywhere.
         raw = self.builder.load(pointer, align=self.stored_type.bitwidth // 8)
         return emit_widen(self.builder, self.stored_type, raw, lanes)
+
+    def scaled(self, value, index, count):
+        """A value times the scale of the row of ``count`` numbers that begins at ``index``, if it has one."""
+        if self.stored_type != types.int8:
+            return value
+        pointer = scale_pointer(self.builder, self.array.data, self.builder.add(index, _index(count)))
+        return self.builder.fmul(value, self.builder.load(pointer, align=1), flags=FLAGS)
 
     def prefetch(self, index, count):
         """Asks for the cache lines of ``count`` elements; never faults, wherever they are."""

@@ -27,12 +27,14 @@ import numpy as np
 import numpy.typing as npt
 from numba import cfunc, njit, types
 
+from octavo.config import KV_SCALE_BYTES
 from octavo.kernels.cpu import (
     amx,
     bits,
     chunks,
     elementary,
     int8,
+    kv_rows,
     linear,
     softmax,
     team,
@@ -42,10 +44,11 @@ from octavo.kernels.cpu import (
     tiles,
 )
 from octavo.kernels.cpu.amx import GROUP, configure, release
-from octavo.kernels.cpu.bits import narrow, source_key
+from octavo.kernels.cpu.bits import source_key
 from octavo.kernels.cpu.chunks import KEYS, TILE_ROWS
 from octavo.kernels.cpu.elementary import FASTMATH
 from octavo.kernels.cpu.int8 import NUM_SUMS, group_bytes
+from octavo.kernels.cpu.kv_rows import put_row
 from octavo.kernels.cpu.linear import PANEL, ROW_BLOCK, add_product, gated_product, room_bytes, store_product
 from octavo.kernels.cpu.team import WORDS, barrier, caller, join, share
 from octavo.kernels.cpu.tile_decodes import attend_decodes, decode_units, merge_decodes
@@ -127,9 +130,9 @@ class Stack:
         self._widest = max(hidden, intermediate, num_q_heads * head_dim)
         self._scratch = np.empty(0, dtype=np.uint8)
 
-    def compile(self) -> int:
+    def compile(self, *, int8_kv: bool) -> int:
         """Compiles the code for these heads, or loads it, unless that was done before; returns its address."""
-        address: int = _share_of(self._group, self._head_dim, self._activation).address
+        address: int = _share_of(self._group, self._head_dim, self._activation, int8_kv).address
         return address
 
     def run(
@@ -137,6 +140,7 @@ class Stack:
         x: FloatArray,
         places: IntArray,
         kv_shape: tuple[int, ...],
+        int8_kv: bool,
         tables: IntArray,
         positions: IntArray,
         seq_lens: IntArray,
@@ -148,9 +152,9 @@ class Stack:
 
         Args:
             x: float32 [num_tokens, hidden], contiguous; the residual stream, changed in place.
-            places: int64 [num_layers, NUM_PLACES], addresses of the layers' KV cache (bfloat16, contiguous), block
+            places: int64 [num_layers, NUM_PLACES], addresses of the layers' KV cache (contiguous), block
                 tables (int32 [num_seqs, num_columns], contiguous) and slots (int64 [num_tokens]).
-            kv_shape: Of a layer's cache.
+            kv_shape: Of a layer's cache. int8_kv: whether it is in int8, and not in bfloat16.
             tables: The block tables of a layer without a window, if there is one.
             positions, seq_lens, cu_query_lens, num_decodes: As in `octavo.kernels.attention.PagedBatch`.
             num_workers: Threads.
@@ -188,7 +192,7 @@ class Stack:
             ],
             dtype=np.int64,
         )  # fmt: skip
-        caller()(self.compile(), frame.ctypes.data, num_workers)
+        caller()(self.compile(int8_kv=int8_kv), frame.ctypes.data, num_workers)
 
     def _reserve(self, *sizes: int) -> list[int]:
         """Addresses of so many bytes each, on cache lines of their own; the next step has the same memory."""
@@ -207,11 +211,25 @@ def _running_total(counts: IntArray) -> IntArray:
 
 
 @cache
-def _share_of(group: int, head_dim: int, activation: int):  # noqa: PLR0915 - a table of arguments and a list of stages
+def _share_of(group: int, head_dim: int, activation: int, int8_kv: bool):  # noqa: PLR0915 - a table of arguments and a list of stages
     """A thread's share of all layers, for models of one shape of heads: a C function of a frame's address."""
     key = source_key(
-        amx, bits, chunks, elementary, int8, linear, softmax, team, tile_decodes, tile_layout, tile_prompts, tiles
+        amx,
+        bits,
+        chunks,
+        elementary,
+        int8,
+        kv_rows,
+        linear,
+        softmax,
+        team,
+        tile_decodes,
+        tile_layout,
+        tile_prompts,
+        tiles,
     )
+
+    stored, row_width = (_NUMBERS, head_dim + KV_SCALE_BYTES) if int8_kv else (_BFLOATS, head_dim)
 
     @cfunc(types.void(types.int64), nopython=True, fastmath=FASTMATH, error_model="numpy", cache=True)
     def go_through(address):  # noqa: PLR0915
@@ -249,7 +267,7 @@ def _share_of(group: int, head_dim: int, activation: int):  # noqa: PLR0915 - a 
         part_sums = array_at(frame[PART_SUMS], (frame[NUM_PARTS], num_kv_heads, group, 2), _FLOATS)
         num_packed = first_chunk[-1] * num_kv_heads * 2 * KEYS * width
         packed = array_at(frame[PACKED], (num_packed,), _BFLOATS)
-        kv_shape = (frame[NUM_BLOCKS], 2, num_kv_heads, frame[BLOCK_SIZE], head_dim)
+        kv_shape = (frame[NUM_BLOCKS], 2, num_kv_heads, frame[BLOCK_SIZE], row_width)
         desk = frame[DESKS] + rank * desk_bytes(head_dim)
         sums, row = np.empty(2 * PANEL, np.float32), np.empty(hidden, np.float32)
         room_size = room_bytes(num_tokens, max(hidden, intermediate, q_size))
@@ -266,7 +284,7 @@ def _share_of(group: int, head_dim: int, activation: int):  # noqa: PLR0915 - a 
                 (qkv_rows, qkv_size), normed, num_tokens, hidden, matrix, groups_of(qkv_size), bias, rank, size, sums
             )
             barrier(crew, size)
-            kv = array_at(places[layer, KV_CACHE], kv_shape, _BFLOATS)
+            kv = array_at(places[layer, KV_CACHE], kv_shape, stored)
             slots = array_at(places[layer, SLOTS], (num_tokens,), _LONGS)
             place_share(qkv, kv, positions, slots, weights, eps, rank, size)
             barrier(crew, size)
@@ -380,9 +398,7 @@ def place_share(qkv, kv, positions, slots, weights, eps, rank, size):
             for head in range(num_kv_heads):
                 for part in range(2):
                     source = qkv[token, num_q_heads + part * num_kv_heads + head]
-                    target = kv[slot // block_size, part, head, slot % block_size]
-                    for d in range(head_dim):
-                        target[d] = narrow(source[d], target[d])
+                    put_row(kv[slot // block_size, part, head, slot % block_size], source)
 
 
 @_compiled

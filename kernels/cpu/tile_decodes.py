@@ -21,6 +21,7 @@ from octavo.kernels.cpu.chunks import (
     weigh_row,
 )
 from octavo.kernels.cpu.elementary import FASTMATH
+from octavo.kernels.cpu.kv_rows import numbers_of
 from octavo.kernels.cpu.team import draw, share
 from octavo.kernels.cpu.tile_layout import (
     fetch_rows,
@@ -95,11 +96,12 @@ def attend_decodes(
         first_part: int64 [num_seqs + 1], where each sequence's chunks have their parts.
         counters, which: What is left is counted there, from zero.
     """
-    num_kv_heads, head_dim = kv.shape[2], kv.shape[4]
+    num_kv_heads, head_dim = kv.shape[2], numbers_of(kv)
     group, width = num_q_heads // num_kv_heads, padded_width(head_dim)
     rows, packed, q, weights, scores, turned, _, part, _, _, row = workspace(desk, width)
     num_items = (units.shape[0] - 1) * num_kv_heads
-    in_place = kv.shape[3] % ROWS == 0 and width == head_dim  # tiles of K are rows of blocks
+    # Tiles of K are rows of blocks.
+    in_place = kv.itemsize == 2 and kv.shape[3] % ROWS == 0 and width == head_dim
     at_once = max(1, min(_NEIGHBOURS, num_items // (4 * num_workers)))
     drawn = draw(counters, which, at_once)
     following = drawn
@@ -220,7 +222,7 @@ def _score_few(scores, turned, rows, kv, table, head, start, num_keys, q, count,
         rows: K as rows of tiles, unless tiles of it lie in place, in blocks.
         q: From `pack_query`.
     """
-    size, width = kv.shape[3], kv.shape[4]
+    size, width = kv.shape[3], numbers_of(kv)
     padded = padded_width(width)
     block_step, head_step = 2 * kv.shape[2] * size * width, head * size * width
     for key in range(0, num_keys, 2 * ROWS):

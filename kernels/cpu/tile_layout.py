@@ -12,8 +12,18 @@ from numba import njit
 from octavo.kernels.cpu.amx import GROUP, OUTPUTS
 from octavo.kernels.cpu.chunks import KEYS, TILE_ROWS
 from octavo.kernels.cpu.elementary import FASTMATH
+from octavo.kernels.cpu.kv_rows import numbers_of, scale_of
 from octavo.kernels.cpu.team import share
-from octavo.kernels.cpu.tiles import BLOCK, ROWS, array_at, fetch, interleave_rows, place, put_run, transpose_tile
+from octavo.kernels.cpu.tiles import (
+    BLOCK,
+    ROWS,
+    array_at,
+    fetch,
+    interleave_rows,
+    place,
+    put_scaled_run,
+    transpose_tile,
+)
 
 _FLOATS, _BFLOATS = np.empty(0, np.float32), np.empty(0, np.uint16)  # for their types
 _ZERO = np.float32(0.0)
@@ -72,10 +82,10 @@ def pack_share(packed, kv, block_tables, seq_lens, cu_query_lens, first_chunk, w
 
     Args:
         packed: uint16, [chunks, KV heads, 2 (K, V), KEYS · padded width], flat.
-        kv: uint16 [num_blocks, 2, KV heads, block_size, head_dim].
+        kv: uint16 or int8 [num_blocks, 2, KV heads, block_size, row width].
         first_chunk: int64 [num_seqs + 1], each sequence's first chunk, and their number at the end.
     """
-    num_kv_heads, width = kv.shape[2], padded_width(kv.shape[4])
+    num_kv_heads, width = kv.shape[2], padded_width(numbers_of(kv))
     rows = workspace(desk, width)[0]
     seq = 0
     begin, end = share(first_chunk[-1] * num_kv_heads, rank, size)
@@ -120,18 +130,20 @@ def tile_rows_of(tiles, kv, part, table, head, start, count, width):
 
     What a product reads beyond the sequence meets weights of zero, and zero times NaN would be NaN; so those are zeros.
     """
-    if count < KEYS or width > kv.shape[4]:
+    head_dim = numbers_of(kv)
+    if count < KEYS or width > head_dim:
         tiles[: KEYS * width] = 0
     # It walks the slots one by one: a division for each key would cost more than copying it.
     column, slot = start // kv.shape[3], start % kv.shape[3]
     for key in range(count):
         row = kv[np.int64(table[column]), part, head, slot]
-        if kv.shape[4] % BLOCK == 0:
-            for first in range(0, row.shape[0], BLOCK):
-                put_run(tiles, place(key, first, width), row, first, BLOCK)
+        scale = scale_of(row, head_dim)
+        if head_dim % BLOCK == 0:
+            for first in range(0, head_dim, BLOCK):
+                put_scaled_run(tiles, place(key, first, width), row, first, BLOCK, scale)
         else:
-            for first in range(0, row.shape[0], OUTPUTS):
-                put_run(tiles, place(key, first, width), row, first, OUTPUTS)
+            for first in range(0, head_dim, OUTPUTS):
+                put_scaled_run(tiles, place(key, first, width), row, first, OUTPUTS, scale)
         slot += 1
         if slot == kv.shape[3]:
             column, slot = column + 1, 0
@@ -140,7 +152,7 @@ def tile_rows_of(tiles, kv, part, table, head, start, count, width):
 @_compiled
 def fetch_rows(kv, part, table, head, start, count):
     """Asks for K (part 0) or V (1) of a chunk."""
-    column, slot, head_bytes = start // kv.shape[3], start % kv.shape[3], 2 * kv.shape[4]
+    column, slot, head_bytes = start // kv.shape[3], start % kv.shape[3], kv.itemsize * kv.shape[4]
     while count > 0:
         run = min(kv.shape[3] - slot, count)
         fetch(kv[np.int64(table[column]), part, head, slot], run * head_bytes)
@@ -149,7 +161,7 @@ def fetch_rows(kv, part, table, head, start, count):
 
 @_compiled
 def pack_values_in_place(packed, kv, table, head, start):
-    """`pack_values` of a whole chunk, from its blocks."""
+    """`pack_values` of a whole chunk, from its blocks, which are uint16."""
     size, width = kv.shape[3], kv.shape[4]
     for tile in range(KEYS // ROWS):
         position = start + tile * ROWS

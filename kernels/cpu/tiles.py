@@ -150,6 +150,26 @@ def put_run(typingctx, target, at, source, begin, count):
 
 
 @intrinsic(prefer_literal=True)
+def put_scaled_run(typingctx, target, at, source, begin, count, scale):
+    """`put_run` to uint16 (bfloat16), of uint16 as it is or of int8 times a scale.
+
+    Args:
+        scale: float32; means nothing beside uint16.
+    """
+
+    def put(builder, _, value, scale):
+        if source.dtype == target.dtype:
+            return value
+        numbers = builder.sitofp(value, ir.VectorType(ir.FloatType(), value.type.count))
+        factor = builder.insert_element(ir.Constant(numbers.type, ir.Undefined), scale, ir.IntType(32)(0))
+        splat = ir.Constant(ir.VectorType(ir.IntType(32), value.type.count), [0] * value.type.count)
+        product = builder.fmul(numbers, builder.shuffle_vector(factor, factor, splat))
+        return builder.fptrunc(product, ir.VectorType(_BFloat(), value.type.count))
+
+    return _on_runs(target, source, count, put, types.float32)
+
+
+@intrinsic(prefer_literal=True)
 def add_run(typingctx, target, at, source, begin, count):
     """target[at: at + count] += source[begin: …], both float32."""
 
@@ -248,8 +268,12 @@ def transpose_tile(typingctx, target, to, source, at):
     return types.void(target, types.intp, source, types.intp), codegen
 
 
-def _on_runs(target, source, count, result):
-    """Signature and code of an intrinsic that stores ``result(builder, target pointer, loaded numbers)``."""
+def _on_runs(target, source, count, result, *more):
+    """Signature and code of an intrinsic that stores ``result(builder, target pointer, loaded numbers, …)``.
+
+    Args:
+        more: Types of what the intrinsic is given beyond a run, and ``result`` is as well.
+    """
     if not isinstance(count, types.IntegerLiteral):
         return None
 
@@ -258,11 +282,11 @@ def _on_runs(target, source, count, result):
         wide = ir.VectorType(values.type.pointee, count.literal_value)
         pointer = builder.bitcast(builder.gep(values, [args[3]]), wide.as_pointer())
         place = builder.gep(to, [args[1]])
-        value = result(builder, place, builder.load(pointer, align=source.dtype.bitwidth // 8))
+        value = result(builder, place, builder.load(pointer, align=source.dtype.bitwidth // 8), *args[5:])
         builder.store(value, builder.bitcast(place, value.type.as_pointer()), align=target.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
-    return types.void(target, types.intp, source, types.intp, count), codegen
+    return types.void(target, types.intp, source, types.intp, count, *more), codegen
 
 
 @intrinsic

@@ -16,6 +16,7 @@ class TritonBackend:
 
     name = "triton"
     dtypes = frozenset({torch.float16, torch.bfloat16, torch.float32})
+    reads_int8 = False
 
     def write_kv(self, k: Tensor, v: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
         cache_ops.write_kv(k, v, kv_cache, slot_mapping)

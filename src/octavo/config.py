@@ -165,6 +165,10 @@ class ModelConfig:
         _positive(self, "max_model_len")
 
 
+# Behind the numbers of a row of an int8 KV cache; see `octavo.kernels.kv_rows`.
+KV_SCALE_BYTES = 4
+
+
 @dataclass(frozen=True, kw_only=True)
 class CacheConfig:
     """The pool of KV blocks."""
@@ -184,6 +188,12 @@ class CacheConfig:
         "the share of free memory that the KV pool takes, between 0 and 1; default: 0.9 on a GPU, 0.5 without",
         parse=parse_real,
     )
+    kv_cache_dtype: str = option(
+        "auto",
+        "the type of K and V; auto takes the model's own, int8 holds nearly twice as many tokens in the same memory, "
+        "each with a scale for each head; CPUs only",
+        choices=("auto", "int8"),
+    )
     prefix_caching: bool = option(True, "reuse the KV blocks of equal prompt beginnings")
     swap_space: int | None = option(
         None,
@@ -197,6 +207,7 @@ class CacheConfig:
     )
 
     def __post_init__(self) -> None:
+        _one_of(self)
         _positive(self, "block_size", "num_blocks", "memory")
         _not_negative(self, "swap_space", "swap_disk")
         if self.num_blocks is not None and self.memory is not None:
@@ -207,6 +218,10 @@ class CacheConfig:
             raise ConfigError(f"--swap-disk {self.swap_disk} needs a folder to lie in; name it with --swap-dir")
         if self.swap_dir and not self.swap_disk:
             raise ConfigError(f"--swap-dir {self.swap_dir} needs a size, such as --swap-disk 20GiB")
+
+    def row_bytes(self, head_dim: int, width: int) -> int:
+        """Bytes of K or V of one token and head, of a model whose own type takes ``width`` bytes."""
+        return head_dim + KV_SCALE_BYTES if self.kv_cache_dtype == "int8" else head_dim * width
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,8 @@ import pytest
 from octavo.config import EngineConfig
 from octavo.engine.core import EngineCore
 from octavo.engine.messages import AddRequest, packed
+from octavo.errors import ConfigError
+from octavo.kernels.cpu.backend import CpuBackend
 from octavo.scheduler.plan import StepPlan
 from octavo.scheduler.sampling import SamplingParams
 from octavo.scheduler.streams import split_stream
@@ -105,6 +107,23 @@ def test_outputs_do_not_depend_on_how_the_cache_is_cut(load: Load, options: dict
     elif "swap_space" in options:
         assert stats.copies["device_to_host"] > 0, "nothing sank"
         assert stats.prefix_hits["host"] > 0
+
+
+def test_with_kv_in_int8_they_do_not_either(load: Load) -> None:
+    ample, tight = (load(kv_cache_dtype="int8", **options) for options in ({}, {**TIGHT, "swap_space": 2**20}))
+    assert run(tight, prompts()) == run(ample, prompts())
+    assert tight.stats().swapped_tokens > 0
+    assert "KV block     4 tokens × 2 layers × 2 (K, V) × 2 heads × (16 × 1 B + a scale of 4 B) = 640 B" in (
+        tight.info.report
+    )
+
+
+def test_kv_in_int8_is_refused_where_no_kernel_reads_it(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CpuBackend, "reads_int8", False)
+    with pytest.raises(ConfigError, match="--kv-cache-dtype int8: the cpu kernels cannot read it"):
+        load(kv_cache_dtype="int8")
+    with pytest.raises(ConfigError, match="--kv-cache-dtype must be one of auto, int8, not 'fp8'"):
+        load(kv_cache_dtype="fp8")
 
 
 def test_seeded_samples_do_not_depend_on_the_batch_or_on_preemption(load: Load) -> None:

@@ -29,13 +29,16 @@ def outputs(llm: LLM, prompts: list[str], samplings: list[SamplingParams]) -> li
     return [(result.outputs[0].token_ids, result.outputs[0].logprob) for result in results]
 
 
-def test_nothing_beside_a_request_changes_it() -> None:
-    alone = LLM(deterministic=True, num_blocks=256, max_model_len=256, prefix_caching=False)
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "int8"])
+def test_nothing_beside_a_request_changes_it(kv_cache_dtype: str) -> None:
+    alone = LLM(
+        deterministic=True, num_blocks=256, max_model_len=256, prefix_caching=False, kv_cache_dtype=kv_cache_dtype
+    )
     expected = [outputs(alone, [prompt], [sampling])[0] for prompt, sampling in zip(PROMPTS, SAMPLINGS, strict=True)]
     assert len({tuple(tokens) for tokens, _ in expected}) == len(PROMPTS)
     tight = LLM(
         deterministic=True, block_size=4, num_blocks=92, max_model_len=256, max_num_seqs=12,
-        max_num_batched_tokens=24, watermark_ratio=0.0, lookahead=0,
+        max_num_batched_tokens=24, watermark_ratio=0.0, lookahead=0, kv_cache_dtype=kv_cache_dtype,
     )  # fmt: skip
     for _ in range(2):  # the second time the prefixes are cached, some of them from decodes
         assert outputs(tight, PROMPTS, SAMPLINGS) == expected

@@ -150,6 +150,7 @@ def test_warm_up_runs_everything(backend: str) -> None:
         head_dim=16,
         block_size=16,
         dtype=torch.float32,
+        kv_dtype=torch.float32,
         device=torch.device("cpu"),
         sinks=True,
     )

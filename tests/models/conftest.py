@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from paged import unwritten
 from tiny_models import make_tiny
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from octavo.kernels.attention import PagedBatch
 from octavo.models.decoder import Decoder
 
 Tiny = Callable[..., tuple[Path, Any]]
-RunPaged = Callable[[Decoder, Tensor, Sequence[int]], Tensor]
+RunPaged = Callable[..., Tensor]
 
 
 @pytest.fixture(autouse=True)
@@ -39,13 +40,13 @@ def tiny(tmp_path: Path) -> Tiny:
 def run_paged() -> RunPaged:
     """Runs a sequence through the decoder in pieces of the given lengths, over shuffled blocks of four tokens."""
 
-    def run(decoder: Decoder, ids: Tensor, pieces: Sequence[int]) -> Tensor:
+    def run(decoder: Decoder, ids: Tensor, pieces: Sequence[int], kv_dtype: torch.dtype | None = None) -> Tensor:
         shape, block_size = decoder.shape, 4
         num_blocks = -(-len(ids) // block_size)
         table = torch.randperm(num_blocks + 5, generator=torch.Generator().manual_seed(3))[:num_blocks]
         # Blocks start as garbage: whatever reads beyond the sequence shows up as NaN.
-        size = (num_blocks + 5, 2, shape.num_kv_heads, block_size, shape.head_dim)
-        kv_caches = [torch.full(size, torch.nan, dtype=decoder.dtype) for _ in range(shape.num_layers)]
+        size = (num_blocks + 5, 2, shape.num_kv_heads, block_size)
+        kv_caches = [unwritten(size, shape.head_dim, kv_dtype or decoder.dtype) for _ in range(shape.num_layers)]
         logits, done = [], 0
         for piece in pieces:
             positions = torch.arange(done, done + piece)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from paged import unwritten
 from tiny_models import make_tiny
 from torch import Tensor
 
@@ -80,15 +81,17 @@ def prompt(seed: int = 1, length: int = LENGTH) -> Tensor:
 class Cache:
     """Blocks for some sequences; what was never written is NaN, but for the null block."""
 
-    def __init__(self, decoder: Decoder, num_seqs: int, length: int = LENGTH) -> None:
+    def __init__(
+        self, decoder: Decoder, num_seqs: int, length: int = LENGTH, kv_dtype: torch.dtype = torch.bfloat16
+    ) -> None:
         shape, self._decoder = decoder.shape, decoder
         columns = -(-length // BLOCK)
         ids = torch.randperm(num_seqs * columns, generator=torch.Generator().manual_seed(3)) + 1
         self.tables = ids.view(num_seqs, columns).int()
-        size = (len(ids) + 1, 2, shape.num_kv_heads, BLOCK, shape.head_dim)
-        self.layers = [torch.full(size, torch.nan, dtype=decoder.dtype) for _ in range(shape.num_layers)]
+        size = (len(ids) + 1, 2, shape.num_kv_heads, BLOCK)
+        self.layers = [unwritten(size, shape.head_dim, kv_dtype) for _ in range(shape.num_layers)]
         for layer in self.layers:
-            layer[0] = 0.0
+            layer[0] = 0
 
     def step(self, *work: tuple[int, Tensor, int]) -> list[Tensor]:
         """Hidden states of (sequence, its tokens, position of the first); those of one token come first."""
@@ -140,6 +143,17 @@ def test_is_as_exact_as_operation_by_operation(name: str, models) -> None:
         assert ours < min(1.2 * theirs, 0.04), (ours, theirs)
 
 
+@pytest.mark.parametrize("name", ["llama", "wide-heads"])
+def test_with_kv_in_int8_it_is_as_exact_as_operation_by_operation(name: str, models) -> None:
+    folder, model = models(name)
+    decoder, by_operation = load(folder), load(folder, compiled_layers=False)
+    theirs = error(by_operation, Cache(by_operation, 1, kv_dtype=torch.int8).run(prompt(), PIECES["chunks"]), model)
+    whole = Cache(decoder, 1, kv_dtype=torch.int8).run(prompt(), (LENGTH,))
+    assert error(decoder, whole, model) < min(1.2 * theirs, 0.06)
+    for pieces in PIECES.values():
+        assert torch.equal(Cache(decoder, 1, kv_dtype=torch.int8).run(prompt(), pieces), whole), pieces
+
+
 @pytest.mark.parametrize("name", ["llama", "biases", "gemma3"])
 def test_in_int8_it_is_the_model_with_what_is_left_of_its_weights(name: str, models) -> None:
     folder, model = models(name)
@@ -182,12 +196,18 @@ def test_a_request_does_not_depend_on_its_company(name: str, quantization: str, 
         assert torch.equal(hidden, by_itself), seq
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
 @pytest.mark.parametrize("num_seqs", [2, 5, 20])
-def test_decodes_that_share_blocks_are_what_they_are_alone(name: str, num_seqs: int, models) -> None:
+@pytest.mark.parametrize(
+    ("name", "kv_dtype"),
+    [("llama", torch.bfloat16), ("gemma3", torch.bfloat16), ("llama", torch.int8)],
+    ids=["llama", "gemma3", "llama, KV in int8"],
+)
+def test_decodes_that_share_blocks_are_what_they_are_alone(
+    name: str, kv_dtype: torch.dtype, num_seqs: int, models
+) -> None:
     decoder, shared, tail = load(models(name)[0]), 260, 300
     prompts = [torch.cat((prompt()[:shared], prompt(seed)[shared:])) for seed in range(num_seqs)]
-    together = Cache(decoder, num_seqs)
+    together = Cache(decoder, num_seqs, kv_dtype=kv_dtype)
     together.tables[:, : shared // BLOCK] = together.tables[0, : shared // BLOCK]
     together.step((0, prompts[0][:shared], 0))
     # Some have just begun to differ, others are long past that.
@@ -196,7 +216,7 @@ def test_decodes_that_share_blocks_are_what_they_are_alone(name: str, num_seqs: 
         together.step((seq, prompts[seq][shared:length], shared))
     hidden = together.step(*((seq, prompts[seq][length : length + 1], length) for seq, length in enumerate(lengths)))
     for seq, length in enumerate(lengths):
-        alone = Cache(decoder, num_seqs)
+        alone = Cache(decoder, num_seqs, kv_dtype=kv_dtype)
         alone.step((seq, prompts[seq][:length], 0))
         assert torch.equal(alone.step((seq, prompts[seq][length : length + 1], length))[0], hidden[seq]), seq
 

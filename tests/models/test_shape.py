@@ -47,7 +47,7 @@ def test_counts_parameters_and_kv_bytes():
     llama = shape()
     attention = 64 * 64 * 2 + 32 * 64 * 2
     assert llama.num_parameters == 2 * 100 * 64 + 64 + 2 * (attention + 3 * 64 * 96 + 2 * 64)
-    assert llama.kv_bytes_per_token(2) == 2 * 2 * 32 * 2
+    assert llama.kv_bytes_per_token(32) == 2 * 2 * 2 * 32
 
 
 def test_old_and_new_spellings_of_rope_agree():

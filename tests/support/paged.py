@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.attention import paged_attention
+from octavo.kernels.kv_rows import dequantize, quantize
 from octavo.kernels.reference import gather_context, visible_keys
 
 NAN = float("nan")
@@ -23,6 +24,7 @@ class Shape:
     block_size: int = 16
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
+    int8_kv: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,9 @@ class Problem:
 
     def exact(self) -> Tensor:
         """The answer in float64."""
-        wide = replace(self, q=self.q.double(), kv_cache=self.kv_cache.double())
+        quantized = self.kv_cache.dtype is torch.int8
+        cache = dequantize(self.kv_cache, torch.float64) if quantized else self.kv_cache.double()
+        wide = replace(self, q=self.q.double(), kv_cache=cache)
         return wide.attend("reference")
 
     def eager(self) -> Tensor:
@@ -54,7 +58,7 @@ class Problem:
             queries = slice(int(self.cu_query_lens[i]), int(self.cu_query_lens[i + 1]))
             if seq_len and queries.start < queries.stop:
                 k, v = gather_context(self.kv_cache, self.block_tables[i], seq_len)
-                out[queries] = self._eager_one(self.q[queries], k, v)
+                out[queries] = self._eager_one(self.q[queries], k.to(self.q.dtype), v.to(self.q.dtype))
         return out
 
     def _eager_one(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -90,14 +94,16 @@ def make_problem(
     query_lens = query_lens or [1] * len(seq_lens)
     blocks_of = [-(-seq_len // shape.block_size) for seq_len in seq_lens]
     free = (torch.randperm(sum(blocks_of), generator=random) + 1).tolist()
-    kv_cache = torch.full((len(free) + 1, 2, shape.num_kv_heads, shape.block_size, shape.head_dim), NAN).to(shape.dtype)
+    size = (len(free) + 1, 2, shape.num_kv_heads, shape.block_size)
+    kv_cache = unwritten(size, shape.head_dim, torch.int8 if shape.int8_kv else shape.dtype)
     table_width = max([*blocks_of, 1])
     tables = torch.full((len(seq_lens), table_width + 3), 2**30, dtype=torch.int32)
     for row, seq_len, count in zip(tables, seq_lens, blocks_of, strict=True):
         for j in range(count):
             row[j] = block = free.pop()
             live = min(shape.block_size, seq_len - j * shape.block_size)
-            kv_cache[block, :, :, :live] = normal(2, shape.num_kv_heads, live, shape.head_dim)
+            rows = normal(2, shape.num_kv_heads, live, shape.head_dim)
+            kv_cache[block, :, :, :live] = quantize(rows) if shape.int8_kv else rows
     cu_query_lens = torch.tensor([0, *query_lens]).cumsum(0).to(torch.int32)
     problem = Problem(
         q=normal(int(cu_query_lens[-1]), shape.num_q_heads, shape.head_dim),
@@ -112,6 +118,19 @@ def make_problem(
     )
     moved = {name: x.to(shape.device) for name, x in vars(problem).items() if isinstance(x, Tensor)}
     return replace(problem, **moved)
+
+
+def unwritten(size: tuple[int, ...], head_dim: int, dtype: torch.dtype) -> Tensor:
+    """Rows [*size, row width] of a cache that are NaN."""
+    if dtype is not torch.int8:
+        return torch.full((*size, head_dim), NAN, dtype=dtype)
+    numbers = torch.full((*size, head_dim), 99, dtype=torch.int8)
+    return torch.cat((numbers, as_bytes(torch.full((*size, 1), NAN))), dim=-1)
+
+
+def as_bytes(scales: Tensor) -> Tensor:
+    """Scales [..., 1] as they lie in rows of int8."""
+    return scales.float().contiguous().view(torch.int8)
 
 
 def assert_as_exact_as_torch(problem: Problem, out: Tensor) -> None:
