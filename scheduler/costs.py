@@ -85,8 +85,8 @@ class CostModel:
     def tokens_within(self, seconds: float, num_sequences: int, start: int, most: int) -> int:
         """Prefill tokens from position ``start`` on, ``most`` at most, that fit beside so many sequences' decodes.
 
-        They may take half as long as the decodes in any case: where those alone take longer than they should, gaps
-        between tokens are long whatever prompts do.
+        They may take as long as the decodes in any case. Where those take most of the time, prompts that get what is
+        left come one after the other, and each decodes nearly alone: that costs everybody more than longer steps.
 
         Args:
             seconds: What the step may take; as many tokens as there may be if costs are not known yet.
@@ -94,7 +94,7 @@ class CostModel:
         decodes, one = self.decode_seconds(num_sequences), self.compute_seconds(1, start)
         if decodes is None or not one:
             return most
-        left, pair = max(seconds - decodes, decodes / 2), float(self._fitted()[3])
+        left, pair = max(seconds - decodes, decodes), float(self._fitted()[3])
         if left >= (self.compute_seconds(most, start) or 0.0):
             return most
         # The root of pair / 2 · tokens² + (one − pair / 2) · tokens = left, which nothing is subtracted for.

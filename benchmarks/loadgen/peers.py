@@ -20,6 +20,7 @@ from loadgen.client import RequestFailed, Target, complete, find_dialect
 
 HOST = "127.0.0.1"
 PEER_BLOCK_SIZE = 32  # vLLM's CPU kernels take multiples of it; transformers gets the same
+CONTEXT = 4096  # tokens of the longest sequence, for servers that have to be told
 GIB = 1024**3
 POLL_SECONDS = 0.2
 STOP_SECONDS = 30.0
@@ -39,6 +40,7 @@ class Peer:
         model: What requests call the model.
         packages: The distributions whose versions tell what was measured, in the environment of `python`.
         counters: What this comparison calls a counter → what the server's ``/metrics`` call it.
+        needs: Files beside its program.
     """
 
     name: str
@@ -48,11 +50,12 @@ class Peer:
     packages: Sequence[str]
     env: Mapping[str, str] = field(default_factory=dict)
     counters: Mapping[str, str] = field(default_factory=dict)
+    needs: Sequence[Path] = ()
 
     @property
     def installed(self) -> bool:
-        """Whether its program is there."""
-        return Path(self.command[0]).exists()
+        """Whether its program is there, and what it needs."""
+        return all(path.exists() for path in (Path(self.command[0]), *self.needs))
 
     def versions(self) -> dict[str, str]:
         """Its packages' versions."""
@@ -67,7 +70,8 @@ def known_peers(model_folder: Path, peers_dir: Path | None, pool_tokens: int) ->
     """Name → server. All serve the same weights in bfloat16 with a KV pool of the same size.
 
     Args:
-        peers_dir: Holds the virtual environments ``hf`` and ``vllm``; without it, only Octavo is known.
+        peers_dir: Holds the virtual environments ``hf``, ``vllm`` and ``lcpp``, and ``lcpp/model.gguf`` as
+            benchmarks/bf16_gguf.py writes it; without it, only Octavo is known.
         pool_tokens: Tokens that each server's KV pool holds.
     """
     folder, name = str(model_folder), model_folder.name
@@ -121,10 +125,26 @@ def known_peers(model_folder: Path, peers_dir: Path | None, pool_tokens: int) ->
         {"VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": f"{-(-pool_bytes // GIB)}", "VLLM_NO_USAGE_STATS": "1"},
         {"preemptions": "vllm:num_preemptions_total"},
     )
+    python, model = peers_dir / "lcpp" / "bin" / "python", peers_dir / "lcpp" / "model.gguf"
+    # Serves one request at a time, so its context is not the others' pool.
+    threads = len(os.sched_getaffinity(0))
+    llama = Peer(
+        "llama.cpp",
+        [
+            str(python),
+            "-m",
+            "llama_cpp.server",
+            *_options(model=model, host=HOST, n_ctx=CONTEXT, n_threads=threads, n_threads_batch=threads),
+        ],
+        name,
+        python,
+        ("llama_cpp_python",),
+        needs=(model,),
+    )
     # By default vLLM keeps one core for its scheduler; on a machine with two that is half of it.
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
     vllm_all = replace(vllm_one, name="vllm-all-cores", env={**vllm_one.env, "VLLM_CPU_OMP_THREADS_BIND": cores})
-    return {peer.name: peer for peer in (octavo, transformers, vllm_one, vllm_all)}
+    return {peer.name: peer for peer in (octavo, transformers, vllm_one, vllm_all, llama)}
 
 
 def _options(**values: object) -> list[str]:

@@ -307,7 +307,7 @@ class SchedulerConfig:
         parse=parse_count,
     )
     max_step_time: float = option(
-        0.1,
+        0.2,
         "seconds that a step may take for prompts' sake while others wait for their next token, as predicted from the "
         "steps before; longer prompts are computed in more steps. 0: as many tokens as --max-num-batched-tokens allows",
         parse=parse_real,
