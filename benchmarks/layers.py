@@ -3,6 +3,7 @@
     GOMP_SPINCOUNT=2000 python benchmarks/layers.py         # threads wait as they do in the engine's process
     GOMP_SPINCOUNT=2000 python benchmarks/layers.py --shapes 1x200x1 16x940x1s 1x2400x512 --turns 20
     GOMP_SPINCOUNT=2000 python benchmarks/layers.py --quantization int8        # beside the same call in bfloat16
+    GOMP_SPINCOUNT=2000 python benchmarks/layers.py --kv-cache-dtype int8      # the same
 
 A shape is SEQUENCES x CONTEXT x NEW: that many sequences of that length, of which the last NEW tokens are computed.
 With an s at its end, all but the last 40 tokens of their context are the same blocks. "floor" is what the machine needs
@@ -16,7 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from unittest import mock
 
@@ -28,6 +29,7 @@ from torch import Tensor
 from octavo.config import DEFAULT_MODEL
 from octavo.kernels.attention import PagedBatch
 from octavo.kernels.cpu import amx
+from octavo.kernels.kv_rows import quantize
 from octavo.models import compiled
 from octavo.models.decoder import Decoder
 from octavo.models.loader import load_model
@@ -48,7 +50,15 @@ class Step:
     positions: Tensor
     batch: PagedBatch
     kv_caches: list[Tensor]
-    kv_bytes: int  # of all blocks in use, each counted once
+
+    @property
+    def kv_bytes(self) -> int:
+        """Of all blocks in use, each counted once."""
+        return len(self.batch.block_tables.unique()) * sum(layer[0].nbytes for layer in self.kv_caches)
+
+    def in_int8(self) -> Step:
+        """The same with K and V in int8."""
+        return replace(self, kv_caches=[quantize(layer) for layer in self.kv_caches])
 
 
 def make_step(decoder: Decoder, sequences: int, context: int, new: int, *, shared: bool) -> Step:
@@ -71,9 +81,8 @@ def make_step(decoder: Decoder, sequences: int, context: int, new: int, *, share
         max_query_len=new,
         max_seq_len=context,
     )
-    used = len(tables.unique()) * kv_caches[0][0].nbytes * shape.num_layers
     ids = torch.randint(shape.vocab_size, (sequences * new,), generator=generator)
-    return Step(ids, at.repeat(sequences), batch, kv_caches, used)
+    return Step(ids, at.repeat(sequences), batch, kv_caches)
 
 
 def by_turns(works: dict[str, Callable[[], object]], turns: int) -> dict[str, float]:
@@ -95,36 +104,43 @@ def main() -> int:
     parser.add_argument("--shapes", nargs="+", default=SHAPES)
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--quantization", choices=["int8"], help="measure such weights beside bfloat16")
+    parser.add_argument("--kv-cache-dtype", choices=["int8"], help="measure K and V so beside bfloat16")
     options = parser.parse_args()
+    if options.quantization and options.kv_cache_dtype:
+        parser.error("--quantization and --kv-cache-dtype are measured one at a time")
     if not amx.is_available():
         print("this machine has no AMX tiles for bfloat16: the compiled call is for those that have")
         return 1
     folder = resolve(options.model, progress=print).path
     if options.quantization:
         ours, theirs = load_model(folder, dtype="bfloat16", quantization="int8"), load_model(folder, dtype="bfloat16")
+    elif options.kv_cache_dtype:
+        ours = theirs = load_model(folder, dtype="bfloat16")
     else:
         ours = load_model(folder, dtype="bfloat16")
         with mock.patch.object(compiled, "fits", return_value=False):
             theirs = load_model(folder, dtype="bfloat16")
     read = torch.ones(READ_BYTES // 8, dtype=torch.int64)  # of zeros there would be one page
+    in_8_bits = "weights in int8" if options.quantization else "KV in int8" if options.kv_cache_dtype else ""
     table = Table(
         "sequences x context x new",
-        f"{options.quantization or 'one call'}, ms",
-        f"{'bfloat16' if options.quantization else 'by operation'}, ms",
+        f"{in_8_bits or 'one call'}, ms",
+        f"{'bfloat16' if in_8_bits else 'by operation'}, ms",
         "ratio",
         "floor, ms",
         title="one step",
     )
     for shape in options.shapes:
         sequences, context, new = map(int, shape.rstrip("s").split("x"))
-        step = make_step(ours, sequences, context, new, shared=shape.endswith("s"))
+        their_step = make_step(ours, sequences, context, new, shared=shape.endswith("s"))
+        step = their_step.in_int8() if options.kv_cache_dtype else their_step
 
-        def run(decoder: Decoder, step: Step = step, sequences: int = sequences) -> Tensor:
+        def run(decoder: Decoder, step: Step, sequences: int = sequences) -> Tensor:
             batches = [step.batch] * decoder.shape.num_layers
             hidden = decoder.forward(step.ids, step.positions, step.kv_caches, batches)
             return decoder.logits(hidden[:sequences])
 
-        works = {"ours": partial(run, ours), "theirs": partial(run, theirs), "read": read.sum}
+        works = {"ours": partial(run, ours, step), "theirs": partial(run, theirs, their_step), "read": read.sum}
         taken = by_turns(works, options.turns)
         # A row of the embedding for each token is all that is read of it.
         read_bytes = ours.weight_bytes - 2 * ours.shape.vocab_size * ours.shape.hidden_size + step.kv_bytes
