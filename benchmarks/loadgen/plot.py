@@ -26,7 +26,7 @@ def draw(path: Path, title: str, rates: Mapping[str, Mapping[str, float]], floor
     with mpl.rc_context({"svg.hashsalt": "octavo", "font.size": 9}):  # the same figures give the same file
         figure = Figure(figsize=(4 * min(COLUMNS, len(rates)), 3 * rows), layout="constrained")
         figure.suptitle(title)
-        panels = figure.subplots(rows, min(COLUMNS, len(rates)), squeeze=False).flat
+        panels = list(figure.subplots(rows, min(COLUMNS, len(rates)), squeeze=False).flat)
         for panel, (workload, by_server) in zip(panels, rates.items(), strict=False):
             bars = panel.bar(list(by_server), list(by_server.values()), color=[colors[name] for name in by_server])
             panel.bar_label(bars, fmt="%.0f")
@@ -40,6 +40,6 @@ def draw(path: Path, title: str, rates: Mapping[str, Mapping[str, float]], floor
                     ha="right", va="bottom", color="#444",
                 )  # fmt: skip
             panel.margins(y=0.15)
-        for unused in list(panels):
+        for unused in panels[len(rates) :]:
             unused.set_visible(False)
         figure.savefig(path, metadata={"Date": None})

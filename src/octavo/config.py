@@ -191,7 +191,7 @@ class CacheConfig:
     kv_cache_dtype: str = option(
         "auto",
         "the type of K and V; auto takes the model's own, int8 holds nearly twice as many tokens in the same memory, "
-        "each with a scale for each head; CPUs only",
+        "and decodes of long contexts take up to a quarter longer; CPUs only",
         choices=("auto", "int8"),
     )
     prefix_caching: bool = option(True, "reuse the KV blocks of equal prompt beginnings")
