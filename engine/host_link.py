@@ -58,7 +58,7 @@ class CpuLink(HostLink):
     """For a device that is the CPU.
 
     Args:
-        kv: The device's KV tensor, ``[num_layers, num_blocks + 1, 2, num_kv_heads, block_size, head_dim]``.
+        kv: The device's KV tensor, ``[num_layers, num_blocks + 1, 2, num_kv_heads, block_size, row width]``.
     """
 
     def __init__(self, kv: Tensor) -> None:
@@ -90,7 +90,7 @@ class CudaLink(HostLink):
     new blocks. Rows are touched by the side stream only, until somebody calls `wait`.
 
     Args:
-        kv: The device's KV tensor, ``[num_layers, num_blocks + 1, 2, num_kv_heads, block_size, head_dim]``.
+        kv: The device's KV tensor, ``[num_layers, num_blocks + 1, 2, num_kv_heads, block_size, row width]``.
     """
 
     def __init__(self, kv: Tensor) -> None:
@@ -101,7 +101,7 @@ class CudaLink(HostLink):
 
     @cached_property
     def _staging(self) -> Tensor:
-        """Blocks on their way, ``[num_staged, num_layers, 2, num_kv_heads, block_size, head_dim]``; none before use."""
+        """Blocks on their way, ``[num_staged, num_layers, 2, num_kv_heads, block_size, row width]``; none at first."""
         shape = self._by_block.shape[1:]
         num_staged = max(1, _STAGING_BYTES // (shape.numel() * self._by_block.element_size()))
         return self._by_block.new_empty((num_staged, *shape))

@@ -19,10 +19,10 @@ class HostTier:
 
     Args:
         num_blocks: Blocks that can be held.
-        kv: The device's KV tensor, ``[num_layers, …, 2, num_kv_heads, block_size, head_dim]``.
+        kv: The device's KV tensor, ``[num_layers, …, 2, num_kv_heads, block_size, row width]``.
 
     Attributes:
-        blocks: ``[num_blocks + 1, num_layers, 2, num_kv_heads, block_size, head_dim]``; pinned if ``kv`` is on a GPU.
+        blocks: ``[num_blocks + 1, num_layers, 2, num_kv_heads, block_size, row width]``; pinned if ``kv`` is on a GPU.
         layer_bytes: uint8 ``[num_blocks + 1, num_layers, bytes per layer]``, the same memory.
     """
 

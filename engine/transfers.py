@@ -26,7 +26,7 @@ class TierTransfers:
         device ◄── link ──► bounce ◄── file ──► disk
 
     Args:
-        kv: The device's KV tensor, ``[num_layers, num_blocks + 1, 2, num_kv_heads, block_size, head_dim]``.
+        kv: The device's KV tensor, ``[num_layers, num_blocks + 1, 2, num_kv_heads, block_size, row width]``.
         num_host_blocks: Blocks of the host tier; 0 for none.
         disk: The disk tier.
     """

@@ -30,11 +30,15 @@ def head_dim_of(kv_cache: Tensor) -> int:
 
 
 def quantize(x: Tensor) -> Tensor:
-    """Rows of int8 ``[…, head_dim + 4]`` of numbers ``[…, head_dim]``."""
-    wide = x.float()
+    """Rows of int8 ``[…, head_dim + 4]`` of numbers ``[…, head_dim]``; all NaN where one is NaN or infinite."""
+    finite = x.isfinite().all(-1, keepdim=True)
+    wide = torch.where(finite, x.float(), 0.0)
     largest = wide.abs().amax(-1, keepdim=True)
-    numbers = (wide * torch.where(largest > LEAST, LARGEST / largest, 0.0)).round().to(torch.int8)
-    return torch.cat((numbers, (largest / LARGEST).view(torch.int8)), dim=-1)
+    # Not LARGEST / largest, for which torch multiplies with a reciprocal: the kernels divide.
+    inverse = torch.div(torch.tensor(LARGEST, dtype=torch.float32), largest)
+    numbers = (wide * torch.where(largest > LEAST, inverse, 0.0)).round().to(torch.int8)
+    scale = torch.where(finite, largest / LARGEST, torch.nan)
+    return torch.cat((numbers, scale.view(torch.int8)), dim=-1)
 
 
 def dequantize(rows: Tensor, dtype: torch.dtype) -> Tensor:

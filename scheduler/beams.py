@@ -103,7 +103,7 @@ class Beams:
         self._let_go(request)
         self._state.leave_row(sequence)
         sequence.tokens = request.prompt
-        sequence.index = 0
+        sequence.renumber(0)
         sequence.logprob = 0.0
 
     def hold(self, request: Request) -> None:

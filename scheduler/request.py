@@ -156,8 +156,13 @@ class Sequence:
     _state: SequenceState = SequenceState.WAITING
 
     def __post_init__(self) -> None:
-        self.stream = stream_of(self.request.key, self.index)
-        self.order = (self.request.number, self.index)
+        self.renumber(self.index)
+
+    def renumber(self, index: int) -> None:
+        """Makes it another of its request's; not while it runs or waits, since its order is its place there."""
+        self.index = index
+        self.stream = stream_of(self.request.key, index)
+        self.order = (self.request.number, index)
 
     @property
     def state(self) -> SequenceState:

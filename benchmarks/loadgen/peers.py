@@ -67,10 +67,11 @@ class Peer:
 
 
 def known_peers(model_folder: Path, peers_dir: Path | None, pool_tokens: int) -> dict[str, Peer]:
-    """Name → server. All serve the same weights in bfloat16 with a KV pool of the same size.
+    """Name → server. All serve the same weights in bfloat16 with a KV pool of the same size, but for llama.cpp, which
+    serves one request at a time.
 
     Args:
-        peers_dir: Holds the virtual environments ``hf``, ``vllm`` and ``lcpp``, and ``lcpp/model.gguf`` as
+        peers_dir: Holds the virtual environments ``hf``, ``vllm`` and ``lcpp``, and ``lcpp/MODEL.gguf`` as
             benchmarks/bf16_gguf.py writes it; without it, only Octavo is known.
         pool_tokens: Tokens that each server's KV pool holds.
     """
@@ -125,7 +126,7 @@ def known_peers(model_folder: Path, peers_dir: Path | None, pool_tokens: int) ->
         {"VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": f"{-(-pool_bytes // GIB)}", "VLLM_NO_USAGE_STATS": "1"},
         {"preemptions": "vllm:num_preemptions_total"},
     )
-    python, model = peers_dir / "lcpp" / "bin" / "python", peers_dir / "lcpp" / "model.gguf"
+    python, model = peers_dir / "lcpp" / "bin" / "python", peers_dir / "lcpp" / f"{name}.gguf"
     # Serves one request at a time, so its context is not the others' pool.
     threads = len(os.sched_getaffinity(0))
     llama = Peer(

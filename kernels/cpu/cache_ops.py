@@ -6,6 +6,7 @@ from functools import cache
 
 from numba import njit, types
 
+from octavo.kernels import kv_rows as layout
 from octavo.kernels.cpu import bits, kv_rows
 from octavo.kernels.cpu.bits import source_key
 from octavo.kernels.cpu.kv_rows import put_row
@@ -24,7 +25,7 @@ def write_kernel(stored: types.Type, kept: types.Type):
     """
     # Rows are contiguous, whatever the strides over tokens and heads, but numba's types cannot say so. Compiled for
     # any strides, one kernel serves every caller; a decode step writes too little for the copy's speed to matter.
-    sources = source_key(bits, kv_rows)
+    sources = source_key(bits, kv_rows, layout)
     heads, cache_ = types.Array(stored, 3, "A"), types.Array(kept, 5, "A")
 
     @njit(types.void(heads, heads, cache_, types.int64[:]), error_model="numpy", nogil=True, cache=True)

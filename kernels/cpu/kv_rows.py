@@ -13,7 +13,8 @@ from octavo.config import KV_SCALE_BYTES
 from octavo.kernels.cpu.bits import F32, narrow, widen
 from octavo.kernels.kv_rows import LARGEST, LEAST
 
-_ZERO, _LARGEST, _LEAST = np.float32(0.0), np.float32(LARGEST), np.float32(LEAST)
+_ZERO, _NAN = np.float32(0.0), np.float32(np.nan)
+_LARGEST, _LEAST = np.float32(LARGEST), np.float32(LEAST)
 
 
 @njit(error_model="numpy", inline="always")
@@ -41,13 +42,14 @@ def _put_numbers(row, x):
 
 
 def _put_quantized(row, x):
-    largest = _ZERO
+    largest, finite = _ZERO, True
     for d in range(x.shape[0]):
         largest = max(largest, abs(widen(x[d])))
+        finite &= np.isfinite(widen(x[d]))
     inverse = _LARGEST / largest if largest > _LEAST else _ZERO
     for d in range(x.shape[0]):
-        row[d] = np.int8(np.rint(widen(x[d]) * inverse))
-    _put_scale(row, x.shape[0], largest / _LARGEST)
+        row[d] = np.int8(np.rint(widen(x[d]) * inverse)) if finite else np.int8(0)
+    _put_scale(row, x.shape[0], largest / _LARGEST if finite else _NAN)
 
 
 @intrinsic

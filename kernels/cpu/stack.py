@@ -28,6 +28,7 @@ import numpy.typing as npt
 from numba import cfunc, njit, types
 
 from octavo.config import KV_SCALE_BYTES
+from octavo.kernels import kv_rows as layout
 from octavo.kernels.cpu import (
     amx,
     bits,
@@ -214,20 +215,9 @@ def _running_total(counts: IntArray) -> IntArray:
 def _share_of(group: int, head_dim: int, activation: int, int8_kv: bool):  # noqa: PLR0915 - a table of arguments and a list of stages
     """A thread's share of all layers, for models of one shape of heads: a C function of a frame's address."""
     key = source_key(
-        amx,
-        bits,
-        chunks,
-        elementary,
-        int8,
-        kv_rows,
-        linear,
-        softmax,
-        team,
-        tile_decodes,
-        tile_layout,
-        tile_prompts,
-        tiles,
-    )
+        amx, bits, chunks, elementary, int8, kv_rows, layout, linear, softmax, team, tile_decodes, tile_layout,
+        tile_prompts, tiles,
+    )  # fmt: skip
 
     stored, row_width = (_NUMBERS, head_dim + KV_SCALE_BYTES) if int8_kv else (_BFLOATS, head_dim)
 

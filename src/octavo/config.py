@@ -309,7 +309,8 @@ class SchedulerConfig:
     max_step_time: float = option(
         0.2,
         "seconds that a step may take for prompts' sake while others wait for their next token, as predicted from the "
-        "steps before; longer prompts are computed in more steps. 0: as many tokens as --max-num-batched-tokens allows",
+        "steps before, or twice what decodes take if that is more; longer prompts are computed in more steps. "
+        "0: as many tokens as --max-num-batched-tokens allows",
         parse=parse_real,
     )
     max_waiting: int = option(
@@ -400,6 +401,14 @@ class EngineConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+
+    def __post_init__(self) -> None:
+        backend, device = self.execution.attention_backend, self.execution.device
+        if self.cache.kv_cache_dtype == "int8" and (backend == "triton" or (backend == "auto" and device == "cuda")):
+            raise ConfigError(
+                f"--kv-cache-dtype int8: there are kernels for it for CPUs only, not with --device {device} "
+                f"--attention-backend {backend}"
+            )
 
     @staticmethod
     def sections() -> dict[str, type]:

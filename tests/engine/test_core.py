@@ -122,6 +122,9 @@ def test_kv_in_int8_is_refused_where_no_kernel_reads_it(load: Load, monkeypatch:
     monkeypatch.setattr(CpuBackend, "reads_int8", False)
     with pytest.raises(ConfigError, match="--kv-cache-dtype int8: the cpu kernels cannot read it"):
         load(kv_cache_dtype="int8")
+    for options in ({"attention_backend": "triton"}, {"device": "cuda"}):
+        with pytest.raises(ConfigError, match="--kv-cache-dtype int8: there are kernels for it for CPUs only"):
+            load(kv_cache_dtype="int8", **options)
     with pytest.raises(ConfigError, match="--kv-cache-dtype must be one of auto, int8, not 'fp8'"):
         load(kv_cache_dtype="fp8")
 

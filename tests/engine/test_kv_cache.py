@@ -51,7 +51,7 @@ def test_copies_within_the_device_reach_every_layer(cache: TieredCache) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8], ids=str)
 @pytest.mark.parametrize("way", list(permutations(Tier, 2)), ids=lambda way: f"{way[0].name}-{way[1].name}")
 def test_a_block_arrives_bit_for_bit(
     tmp_path: Path, way: tuple[Tier, Tier], dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from octavo.config import CacheConfig, EngineConfig, TenantConfig
+from octavo.engine.kv_cache import KVCache
 from octavo.engine.memory import PoolPlan, free_host_memory, plan_pool, report
 from octavo.errors import ConfigError, MemoryTooSmallError
+from octavo.kernels.reference import ReferenceBackend
 from octavo.models.shape import ModelShape, shape_from_config
 
 GIB = 2**30
@@ -40,6 +43,16 @@ def test_the_pool_takes_its_share_of_what_is_free(shape: ModelShape) -> None:
     assert plan_pool(config, shape, free=GIB, free_host=GIB, device="cuda").num_blocks == int(GIB * 0.9) // 16384
     custom = EngineConfig.of(max_num_seqs=1024, max_num_batched_tokens=1024, memory_ratio=0.25)
     assert plan_pool(custom, shape, free=GIB, free_host=GIB, device="cpu").num_blocks == GIB // 4 // 16384
+
+
+def test_a_block_of_kv_in_int8_is_as_large_as_the_tensors_have_it(shape: ModelShape) -> None:
+    config = EngineConfig.of(num_blocks=10, kv_cache_dtype="int8")
+    plan = plan_pool(config, shape, free=GIB, free_host=GIB, device="cpu")
+    cache = KVCache(
+        groups=plan.groups, num_blocks=plan.num_blocks, num_kv_heads=shape.num_kv_heads, block_size=16,
+        head_dim=shape.head_dim, dtype=torch.int8, device=torch.device("cpu"), backend=ReferenceBackend(),
+    )  # fmt: skip
+    assert plan.block_bytes == cache.block_bytes == 2 * 2 * 2 * 16 * (64 + 4)
 
 
 def test_no_more_blocks_than_the_batch_can_use(shape: ModelShape) -> None:

@@ -13,6 +13,7 @@ from octavo.kernels.kv_rows import LEAST, dequantize, head_dim_of, quantize, row
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+SHAPE = Shape(9, 3, 64, int8_kv=True)
 
 
 def test_a_number_is_off_by_half_a_step_at_most() -> None:
@@ -37,6 +38,7 @@ def test_the_kernels_write_what_the_reference_writes(dtype: torch.dtype) -> None
     expected = cache.clone()
     k, v = (torch.randn(2, 33, 3, 20) * 3).to(dtype)
     k[5] = 0.0
+    k[6, 1, 3], k[7, 0, 19], v[8, 2, 0] = torch.nan, torch.inf, -torch.inf
     slots = torch.randperm(7 * 8)[:33]
     slots[4] = -1
     select_backend(CPU, "reference").write_kv(k, v, expected, slots)
@@ -44,7 +46,16 @@ def test_the_kernels_write_what_the_reference_writes(dtype: torch.dtype) -> None
     assert torch.equal(cache, expected)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_row_with_a_number_that_is_none_is_none() -> None:
+    x = torch.randn(3, 8)
+    x[0, 2], x[1, 7] = torch.nan, -torch.inf
+    numbers = dequantize(quantize(x), torch.float32)
+    assert numbers[:2].isnan().all()
+    assert numbers[2].isfinite().all()
+
+
+# numba compiles a kernel for each shape and type, so there are few.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     ("seq_lens", "query_lens"),
     [([1, 37, 523, 16], [1, 1, 1, 1]), ([523, 1, 18, 90, 33], [1, 1, 5, 41, 33])],
@@ -53,7 +64,7 @@ def test_the_kernels_write_what_the_reference_writes(dtype: torch.dtype) -> None
 def test_attention_is_as_exact_as_torch_on_the_same_numbers(
     seq_lens: list[int], query_lens: list[int], dtype: torch.dtype
 ) -> None:
-    problem = make_problem(seq_lens, query_lens, Shape(9, 3, 64, dtype=dtype, int8_kv=True))
+    problem = make_problem(seq_lens, query_lens, replace(SHAPE, dtype=dtype))
     assert head_dim_of(problem.kv_cache) == 64
     for backend in ("cpu", "reference"):
         assert_as_exact_as_torch(problem, problem.attend(backend))
@@ -61,12 +72,12 @@ def test_attention_is_as_exact_as_torch_on_the_same_numbers(
 
 @pytest.mark.parametrize("options", [{"window": 64}, {"softcap": 5.0}, {"sinks": True}], ids=str)
 def test_variants(options: dict) -> None:
-    problem = make_problem([600, 90, 40, 150], [1, 30, 40, 150], Shape(4, 2, 20, int8_kv=True), **options)
+    problem = make_problem([600, 90, 40, 150], [1, 30, 40, 150], SHAPE, **options)
     assert_as_exact_as_torch(problem, problem.attend("cpu"))
 
 
 def test_a_scale_belongs_to_one_token_and_head() -> None:
-    problem = make_problem([40], shape=Shape(2, 1, 16, int8_kv=True))
+    problem = make_problem([40], shape=SHAPE)
     louder = problem.kv_cache.clone()
     block = int(problem.block_tables[0, 0])
     louder[block, 1, 0, 3, -4:] = as_bytes(torch.tensor([100.0]))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from factories import OracleEngine, greedy, make_scheduler
-from invariants import check_empty
+from invariants import check_empty, check_sequences
 
 from octavo.config import TenantConfig
 from octavo.errors import InvalidRequestError
+from octavo.scheduler.decisions import PreemptionReason
 from octavo.scheduler.plan import Sampled
+from octavo.scheduler.streams import stream_of
 
 
 def test_a_suspected_search_waits_until_all_its_rows_are_free() -> None:
@@ -80,3 +82,21 @@ def test_tokens_and_times_that_are_none_are_refused() -> None:
         scheduler.invalidate(tokens=[2**40] * 8)
     with pytest.raises(InvalidRequestError, match="ttl must be a number of seconds above 0, not '60'"):
         scheduler.pin([1] * 8, "60")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_a_search_that_starts_over_is_the_first_sequence_again(index: int) -> None:
+    engine = OracleEngine(make_scheduler(num_blocks=60, max_num_seqs=4))
+    engine.add(7, [2] * 3, greedy(6, beam_width=3, ignore_eos=True))
+    while engine.scheduler.num_running < 3:
+        engine.step()
+    beam = next(beam for beam in engine.scheduler.state.running if beam.index == index)
+    engine.scheduler._preemption.preempt(beam, PreemptionReason.GROWTH, None)
+    check_sequences(engine.scheduler)
+    assert set(engine.scheduler.explain_waits()) == {stream_of(7, 0)}
+    while engine.scheduler.num_running < 3:
+        engine.step()
+        check_sequences(engine.scheduler)
+    engine.run()
+    assert set(engine.reasons.values()) == {"length"}
+    check_empty(engine.scheduler)

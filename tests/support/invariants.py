@@ -15,6 +15,7 @@ from octavo.scheduler.request import NO_ROW, Sequence, SequenceState
 from octavo.scheduler.rows import SIBLING_SEED_STEP
 from octavo.scheduler.sampling import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
+from octavo.scheduler.streams import stream_of
 
 # Reasons that say how many blocks are missing.
 LACKING = (WaitReason.BLOCKS, WaitReason.TENANT_CEILING, WaitReason.GUARANTEE)
@@ -41,6 +42,11 @@ def check_sequences(scheduler: Scheduler) -> None:
         running = sequence.state is SequenceState.RUNNING
         assert (sequence.row != NO_ROW) == running, f"{sequence.state.name} sequence has row {sequence.row}"
         held += int(scheduler.manager.tables.lengths[sequence.row]) if running else 0
+        request = sequence.request
+        assert sequence.order == (request.number, sequence.index), f"{sequence.order} is not sequence {sequence.index}"
+        assert sequence.stream == stream_of(request.key, sequence.index), f"{sequence.order} has another's stream"
+    orders = [sequence.order for sequence in live_sequences(scheduler)]
+    assert len(set(orders)) == len(orders), "two sequences have the same number"
     assert held == int(scheduler.manager.tables.lengths.sum()), "blocks are held by no running sequence"
     live = len(live_sequences(scheduler))
     assert live == scheduler.num_running + scheduler.num_waiting, "a sequence is neither running nor waiting"

@@ -20,6 +20,7 @@ from octavo.engine.disk_store import DiskStore
 from octavo.engine.host_link import CudaLink
 from octavo.engine.kv_cache import KVCache
 from octavo.kernels.attention import select_backend
+from octavo.kernels.kv_rows import row_width
 
 Place = tuple[Tier, int]
 
@@ -27,7 +28,7 @@ LAYERS, HEADS, BLOCK_SIZE, HEAD_DIM = 3, 2, 4, 8
 
 
 def block_bytes(dtype: torch.dtype) -> int:
-    return LAYERS * 2 * HEADS * BLOCK_SIZE * HEAD_DIM * dtype.itemsize
+    return LAYERS * 2 * HEADS * BLOCK_SIZE * row_width(HEAD_DIM, dtype) * dtype.itemsize
 
 
 class FlakyDisk(DiskStore):
@@ -79,7 +80,7 @@ class TieredCache:
             num_host_blocks=num_host_blocks,
             disk=self.disk,
         )
-        self._bits = {2: torch.int16, 4: torch.int32}[dtype.itemsize]
+        self._bits = {1: torch.int8, 2: torch.int16, 4: torch.int32}[dtype.itemsize]
         self._scratch = num_blocks
         sizes = {Tier.DEVICE: num_blocks - 1, Tier.HOST: num_host_blocks, Tier.DISK: num_disk_blocks}
         self.places = [(tier, block) for tier, size in sizes.items() for block in range(1, size + 1)]
