@@ -77,8 +77,8 @@ class Run:
     counted: Mapping[str, float]
 
 
-# What is compared: heading → how to read it from a run. Rows that nobody has a figure for, or all have 0, are left out.
 RATE = "output tok/s"
+# What is compared: heading → how to read it from a run. Rows that nobody has a figure for, or all have 0, are left out.
 METRICS: Mapping[str, Callable[[Run], float | None]] = {
     RATE: lambda run: run.summary.output_rate,
     "TTFT p50 ms": lambda run: run.summary.ttft.p50,
@@ -140,12 +140,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         run_loop(measurement.measure(together))
         # Written after each server, so that an interrupted comparison keeps what it has.
         warnings = _warnings(results, loads)
-        limits = {name: median(rates) for name, rates in measurement.limits.items()}
+        limits = measurement.limits
         write_json(path, facts | _document(folder.name, arguments, loads, results, limits, warnings))
         rates = {load: {name: result.rate(load) or 0.0 for name, result in results.items()} for load in loads}
         draw(path.with_suffix(".svg"), f"{folder.name}, {facts['host']['cpu']}", rates, limits)
     screen.print()
-    screen.print(_table(results, loads, limits))
+    screen.print(_table(results, loads, measurement.limits))
     for warning in _warnings(results, loads):
         screen.print(f"! {warning}", style="yellow", markup=False)
     screen.print(f"written to {path.name}")
@@ -194,7 +194,6 @@ class Measurement:
 
     Attributes:
         results: Server → what it did.
-        limits: Workload → for each measurement of the machine, the output tokens per second that it would allow.
     """
 
     def __init__(self, folder: Path, loads: Mapping[str, Load], arguments: argparse.Namespace, screen: Console) -> None:
@@ -204,7 +203,12 @@ class Measurement:
         self._screen = screen
         self._count = folder_counter(folder)
         self._model = ModelWork.of(folder)
-        self.limits: dict[str, list[float]] = {}
+        self._limits: dict[str, list[float]] = {}  # workload → one for each measurement of the machine
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """Workload → the output tokens per second that the machine would allow, the median of what it was found to."""
+        return {name: median(rates) for name, rates in self._limits.items()}
 
     async def measure(self, peers: Sequence[Peer]) -> None:
         """Starts these servers and gives each of them every repetition of every load in turn."""
@@ -228,7 +232,7 @@ class Measurement:
         """Notes what the machine would allow now; of conversations, which hold the servers' own words, nothing."""
         if isinstance(load, RequestLoad) and (machine := Machine.measured()) is not None:
             seconds = least_seconds(load, self._model, machine)
-            self.limits.setdefault(name, []).append(load.requests * load.output_tokens / seconds)
+            self._limits.setdefault(name, []).append(load.requests * load.output_tokens / seconds)
 
     async def _start(self, peer: Peer, stack: AsyncExitStack) -> Target:
         result = self.results[peer.name] = PeerResult(peer.versions())
