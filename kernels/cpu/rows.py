@@ -22,7 +22,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from octavo.kernels.cpu.bits import F32, I32, emit_widen
+from octavo.kernels.cpu.bits import F32, I32, emit_splat, emit_widen
 from octavo.kernels.cpu.kv_rows import scale_pointer
 
 # 16 float32 fill an AVX-512 register; LLVM splits them for narrower machines.
@@ -108,7 +108,7 @@ def weigh_run(typingctx, acc, weights, column, kv, at, stride, run, ahead, group
                 for g in heads:
                     at_weight = builder.add(builder.mul(columns, _index(g)), builder.add(args[2], loop.index))
                     scaled = values.scaled(weight.scalar(at_weight), begin, head_dim.literal_value)
-                    factor = _splat(builder, scaled, lanes)
+                    factor = emit_splat(builder, scaled, lanes)
                     for d in part:
                         product = builder.fmul(factor, value[d], flags=FLAGS)
                         total = builder.fadd(builder.load(held[g, d]), product, flags=FLAGS)
@@ -192,9 +192,3 @@ def _sum_lanes(builder, vector, lanes):
         builder.module, ir.FunctionType(F32, [F32, vector.type]), f"llvm.vector.reduce.fadd.v{lanes}f32"
     )
     return builder.call(function, [F32(0.0), vector], fastmath=FLAGS)
-
-
-def _splat(builder, value, lanes):
-    vector = ir.VectorType(F32, lanes)
-    first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, I32(0))
-    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))

@@ -17,6 +17,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from octavo.kernels.cpu.bits import emit_splat, emit_widen
 from octavo.kernels.cpu.elementary import FASTMATH, LOG2E, exp2, softcapped
 
 # Of a tile of activations.
@@ -160,11 +161,10 @@ def put_scaled_run(typingctx, target, at, source, begin, count, scale):
     def put(builder, _, value, scale):
         if source.dtype == target.dtype:
             return value
-        numbers = builder.sitofp(value, ir.VectorType(ir.FloatType(), value.type.count))
-        factor = builder.insert_element(ir.Constant(numbers.type, ir.Undefined), scale, ir.IntType(32)(0))
-        splat = ir.Constant(ir.VectorType(ir.IntType(32), value.type.count), [0] * value.type.count)
-        product = builder.fmul(numbers, builder.shuffle_vector(factor, factor, splat))
-        return builder.fptrunc(product, ir.VectorType(_BFloat(), value.type.count))
+        lanes = value.type.count
+        numbers = emit_widen(builder, source.dtype, value, lanes)
+        product = builder.fmul(numbers, emit_splat(builder, scale, lanes))
+        return builder.fptrunc(product, ir.VectorType(_BFloat(), lanes))
 
     return _on_runs(target, source, count, put, types.float32)
 
