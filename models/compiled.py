@@ -10,8 +10,8 @@ from torch import Tensor
 
 from octavo.kernels.attention import PagedBatch
 from octavo.kernels.cpu import amx, int8, stack
-from octavo.kernels.cpu.chunks import TILE_ROWS
 from octavo.kernels.cpu.linear import interleave, workers_for
+from octavo.kernels.cpu.tile_softmax import TILE_ROWS
 from octavo.kernels.cpu.tiles import ACTIVATIONS, BLOCK, ROWS
 from octavo.models.layer_stack import LayerTensors
 from octavo.models.layers import Rotary

@@ -52,8 +52,8 @@ def emit_widen(builder, stored_type, value, lanes=None):
 
 
 def emit_splat(builder, value, lanes):
-    """Emits a vector of ``lanes`` times the same float32."""
-    vector = ir.VectorType(F32, lanes)
+    """Emits a vector of ``lanes`` times the same number."""
+    vector = ir.VectorType(value.type, lanes)
     first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, I32(0))
     return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
 

@@ -22,12 +22,9 @@ import numpy as np
 from numba import njit
 
 from octavo.kernels.cpu.amx import OUTPUTS, multiply
-from octavo.kernels.cpu.elementary import FASTMATH, LOG2E, exp2, softcapped
-from octavo.kernels.cpu.softmax import exponentiate, largest
-from octavo.kernels.cpu.tiles import BLOCK, ROWS, place, put_run
-
-KEYS = 128  # of a chunk
-TILE_ROWS = 2 * ROWS  # of an item
+from octavo.kernels.cpu.elementary import FASTMATH, LOG2E, softcapped
+from octavo.kernels.cpu.tile_softmax import KEYS, rescale, top_of, weigh
+from octavo.kernels.cpu.tiles import BLOCK, ROWS, blend_run, place, put_run
 
 _ZERO, _ONE, _MINUS_INF = np.float32(0.0), np.float32(1.0), np.float32(-np.inf)
 _compiled = njit(fastmath=FASTMATH, error_model="numpy")
@@ -74,56 +71,57 @@ def multiply_rows(sums, first_sum, row_step, weights, first_weight, num_inputs, 
 
 
 @_compiled
-def weigh_row(scores, begin, end, softcap):
-    """Turns a row's scores of one chunk into weights; keys outside begin … end get none.
-
-    Args:
-        scores: float32 [keys], a multiple of 32.
-
-    Returns:
-        The largest score (−inf if no key is seen), and the sum of the weights under it.
-    """
+def cap_scores(scores, count, softcap):
+    """Bounds the scores of so many rows, which are in units of log 2, if there is a bound."""
     if softcap > _ZERO:
-        for i in range(scores.shape[0]):
+        for i in range(count * KEYS):
             scores[i] = softcapped(scores[i], softcap * LOG2E)
-    scores[:begin] = _MINUS_INF
-    scores[max(begin, end) :] = _MINUS_INF
-    top = largest(scores)
-    if top == _MINUS_INF:
-        scores[:] = _ZERO
-        return top, _ZERO
-    return top, exponentiate(scores, top)
 
 
 @_compiled
-def put_weights(weights, r, row):
-    """A row of weights, rounded to bfloat16, to tiles of [32, KEYS]."""
-    for key in range(0, row.shape[0], BLOCK):
-        put_run(weights, place(r, key, KEYS), row, key, BLOCK)
+def weigh_rows(weights, of_chunk, scores, ranges, count):
+    """Turns the scores of one chunk into weights in tiles of [32, KEYS], row by row; see `tile_softmax.weigh`.
+
+    Args:
+        of_chunk: float32 [2, 32], told the largest score of each row (−inf if it sees no key), and the sum of weights.
+        scores: float32 [32 · KEYS], a row after the other.
+        ranges: int64 [32, 2], the keys that each row sees; scores of others mean nothing.
+    """
+    # All tops first: a row's powers wait for its top, and the processor does not look far enough ahead for the next.
+    for r in range(count):
+        of_chunk[0, r] = top_of(scores, r * KEYS, ranges[r, 0], ranges[r, 1])
+    for r in range(count):
+        to = place(r, 0, KEYS)
+        of_chunk[1, r] = weigh(weights, to, scores, r * KEYS, ranges[r, 0], ranges[r, 1], of_chunk[0, r])
 
 
 @_exact
-def merge(total, sums, part, of_chunk):
-    """Adds one chunk's part of a query to what came before it.
+def begin_context(sums, total):
+    """Nothing has been seen yet."""
+    sums[0], sums[1], total[:] = _MINUS_INF, _ZERO, _ZERO
+
+
+@_exact
+def merge(total, sums, part, of_chunk, factors, count, width):
+    """Adds one chunk's part to what came before it, for each of some rows.
 
     Args:
-        total: float32 [width]. sums: float32 [2], the largest score so far and the sum of weights under it.
-        part: float32 [width]. of_chunk: what `sums` is, of this chunk alone.
+        total, part: float32, a row after the other.
+        sums: float32 [2, 32], the largest score so far of each row, and the sum of weights under it.
+        of_chunk: What ``sums`` is, of this chunk alone.
+        factors: float32 [2, 32], scratch.
     """
-    top, mass = of_chunk[0], of_chunk[1]
-    if top == _MINUS_INF:
-        return
-    highest = max(sums[0], top)
-    before, now = exp2(sums[0] - highest), exp2(top - highest)
-    sums[0], sums[1] = highest, sums[1] * before + mass * now
-    for d in range(total.shape[0]):
-        total[d] = total[d] * before + part[d] * now
+    rescale(sums, of_chunk, factors)
+    for r in range(count):
+        if of_chunk[0, r] != _MINUS_INF:
+            for at in range(r * width, (r + 1) * width, BLOCK):
+                blend_run(total, at, part, at, BLOCK, factors[0, r], factors[1, r])
 
 
 @_exact
 def store(out, row, column, out_width, total, mass):
     """A query's sums, divided by their weights, to its row of tiles; zeros for a padded row, which saw no key."""
-    share_of_one = _ONE / mass if mass > _ZERO else _ZERO
+    share_of_one = _ZERO if mass == _ZERO else _ONE / mass
     for d in range(total.shape[0]):
         total[d] = total[d] * share_of_one
     for d in range(0, total.shape[0], OUTPUTS):

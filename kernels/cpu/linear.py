@@ -15,13 +15,23 @@ import torch
 from numba import njit, prange, types
 from torch import Tensor
 
-from octavo.kernels.cpu import amx, bits, elementary, int8, team, tiles
+from octavo.kernels.cpu import amx, bits, elementary, int8, team, tiles, vectors
 from octavo.kernels.cpu.amx import GROUP, OUTPUTS, PANELS, configure, multiply, release
 from octavo.kernels.cpu.bits import NUMBA_TYPES, source_key, stored
 from octavo.kernels.cpu.elementary import FASTMATH
 from octavo.kernels.cpu.int8 import NUM_SUMS
 from octavo.kernels.cpu.team import share
-from octavo.kernels.cpu.tiles import BLOCK, ROWS, add_run, gelu_tanh, place, put_run, silu, tile_rows, tiled_size
+from octavo.kernels.cpu.tiles import (
+    BLOCK,
+    ROWS,
+    add_run,
+    fetch,
+    place,
+    put_gated_run,
+    put_run,
+    tile_rows,
+    tiled_size,
+)
 
 # Rows whose inputs stay in a core's second-level cache while it goes over the weights.
 ROW_BLOCK = 256
@@ -77,7 +87,7 @@ def linear(
 
 @cache
 def _linear_kernel(number: types.Type):
-    key = source_key(amx, bits, elementary, int8, team, tiles)
+    key = source_key(amx, bits, elementary, int8, team, tiles, vectors)
     signature = types.void(
         number[:, ::1], types.Array(types.uint16, 2, "A"),
         types.uint16[::1], types.int8[::1], types.float32[::1], types.float32[::1], types.int64,
@@ -126,10 +136,12 @@ def multiply_bytes(sums, byte_sums, row, end, begin, num_inputs, numbers, scales
         )
 
 
-def product_with(finish):
+def product_with(expect, finish):
     """A product whose sums are finished by a function of its own.
 
     Args:
+        expect: ``expect(target, row, count, group)`` may ask for the memory that `finish` is going to write to, which
+            then arrives while the tiles multiply.
         finish: ``finish(target, sums, row, count, group, bias)``, with sums float32 [2 · PANEL] of
             ``count`` rows from ``row`` on.
 
@@ -150,6 +162,7 @@ def product_with(finish):
                 int8.split_rows(split, steps, x, begin, end, num_inputs)
                 for group in range(first, last):
                     for row in range(begin, end, 2 * ROWS):
+                        expect(target, row, min(2 * ROWS, end - row), group)
                         multiply_bytes(
                             sums, byte_sums, row, end, begin, num_inputs, numbers, scales, group, split, steps
                         )
@@ -157,6 +170,7 @@ def product_with(finish):
                 continue
             for group in range(first, last):
                 weight = group * GROUP * num_inputs
+                expect(target, begin, min(2 * ROWS, end - begin), group)
                 # Only the first rows wait for the weights; then they are in the cache.
                 if end - begin <= ROWS:
                     multiply(sums, 0, OUTPUTS, PANEL, words, weight, blocks, x, begin * num_inputs, tile, 1, 1)
@@ -164,6 +178,7 @@ def product_with(finish):
                     multiply(sums, 0, OUTPUTS, PANEL, words, weight, blocks, x, begin * num_inputs, tile, 2, 1)
                 finish(target, sums, begin, min(2 * ROWS, end - begin), group, bias)
                 for row in range(begin + 2 * ROWS, end, 2 * ROWS):
+                    expect(target, row, min(2 * ROWS, end - row), group)
                     if end - row <= ROWS:
                         multiply(sums, 0, OUTPUTS, PANEL, words, weight, blocks, x, row * num_inputs, tile, 1, 0)
                     else:
@@ -208,21 +223,32 @@ def _gate(out, sums, row, count, group, bias):
     """``activation(gate) · up`` to tiles; gates are the first panel of each group, see `interleave`."""
     tiled, num_outputs, activation = out
     _add_bias(sums, count, group, bias)
-    if activation == 0:
-        for i in range(count * OUTPUTS):
-            sums[i] = silu(sums[i]) * sums[PANEL + i]
-    else:
-        for i in range(count * OUTPUTS):
-            sums[i] = gelu_tanh(sums[i]) * sums[PANEL + i]
     for r in range(count):
-        put_run(tiled, place(row + r, group * OUTPUTS, num_outputs), sums, r * OUTPUTS, OUTPUTS)
+        to, gate = place(row + r, group * OUTPUTS, num_outputs), r * OUTPUTS
+        if activation == 0:
+            put_gated_run(tiled, to, sums, gate, OUTPUTS, PANEL, 0)
+        else:
+            put_gated_run(tiled, to, sums, gate, OUTPUTS, PANEL, 1)
+
+
+@njit(error_model="numpy")
+def _expect_rows(out, row, count, group):
+    """Rows that lie far apart are fetched by nothing else, and wide ones have left the cache."""
+    flat, width = out
+    for r in range(count):
+        fetch(flat, (row + r) * width + group * GROUP, GROUP * flat.itemsize)
+
+
+@njit(error_model="numpy")
+def _expect_nothing(out, row, count, group):
+    pass
 
 
 # Their target is (rows, flat; their width).
-store_product = product_with(_to_rows(put_run))
-add_product = product_with(_to_rows(add_run))
+store_product = product_with(_expect_rows, _to_rows(put_run))
+add_product = product_with(_expect_nothing, _to_rows(add_run))
 # Gate and up projections in turns; the target is (tiles, their width, the activation's place in ACTIVATIONS).
-gated_product = product_with(_gate)
+gated_product = product_with(_expect_nothing, _gate)
 
 
 def interleave(gate_up: Tensor) -> Tensor:

@@ -1,25 +1,19 @@
-"""The two passes of a softmax over a row of scores.
-
-They are emitted as LLVM vectors: the auto-vectoriser leaves a maximum to a chain of scalar comparisons, and takes
-half of a wide register for the rest.
-"""
+"""The two passes of a softmax over a row of scores; see `octavo.kernels.cpu.vectors`."""
 
 from __future__ import annotations
 
 import math
-from functools import reduce
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from octavo.kernels.cpu.bits import F32, I32
-from octavo.kernels.cpu.elementary import EXP2, UNDERFLOW
+from octavo.kernels.cpu.bits import F32, I32, emit_splat
+from octavo.kernels.cpu.vectors import REORDERED, emit_exp2, emit_reduce, emit_top
 
 # Two registers of the widest machines, so that one is computed while the other waits.
 _LANES = 32
-_FLAGS = ("reassoc", "contract", "nsz")
 _VECTOR, _INTEGERS = ir.VectorType(F32, _LANES), ir.VectorType(I32, _LANES)
 
 
@@ -32,9 +26,8 @@ def largest(typingctx, row):
     def codegen(context, builder, signature, args):
         top = cgutils.alloca_once_value(builder, ir.Constant(_VECTOR, [-math.inf] * _LANES))
         for _, value in _vectors(context, builder, row, args[0], -math.inf):
-            held = builder.load(top)
-            builder.store(builder.select(builder.fcmp_ordered(">", value, held), value, held), top)
-        return _reduce(builder, "fmax", [builder.load(top)], ("nnan", "nsz"))
+            builder.store(emit_top(builder, value, builder.load(top)), top)
+        return emit_reduce(builder, "fmax", builder.load(top))
 
     return types.float32(row), codegen
 
@@ -51,12 +44,12 @@ def exponentiate(typingctx, row, top):
 
     def codegen(context, builder, signature, args):
         total = cgutils.alloca_once_value(builder, ir.Constant(_VECTOR, [0.0] * _LANES))
-        tops = _splat(builder, args[1])
+        tops = emit_splat(builder, args[1], _LANES)
         for store, value in _vectors(context, builder, row, args[0], -math.inf):
-            power = _exp2(builder, builder.fsub(value, tops, flags=_FLAGS))
-            builder.store(builder.fadd(builder.load(total), power, flags=_FLAGS), total)
+            power = emit_exp2(builder, builder.fsub(value, tops, flags=REORDERED))
+            builder.store(builder.fadd(builder.load(total), power, flags=REORDERED), total)
             store(power)
-        return _reduce(builder, "fadd", [F32(0.0), builder.load(total)], _FLAGS)
+        return emit_reduce(builder, "fadd", builder.load(total))
 
     return types.float32(row, types.float32), codegen
 
@@ -80,7 +73,7 @@ def _vectors(context, builder, array_type, value, padding):
     done = builder.mul(whole, index(_LANES))
     with builder.if_then(builder.icmp_unsigned("<", done, length)):
         rest = builder.trunc(builder.sub(length, done), I32)
-        mask = builder.icmp_signed("<", ir.Constant(_INTEGERS, list(range(_LANES))), _splat(builder, rest, _INTEGERS))
+        mask = builder.icmp_signed("<", ir.Constant(_INTEGERS, list(range(_LANES))), emit_splat(builder, rest, _LANES))
         pointer = at(done)
         load = _masked(builder, "load", _VECTOR, [pointer.type, I32, mask.type, _VECTOR])
         padded = ir.Constant(_VECTOR, [padding] * _LANES)
@@ -92,35 +85,3 @@ def _vectors(context, builder, array_type, value, padding):
 def _masked(builder, name, result, arguments):
     full = f"llvm.masked.{name}.v{_LANES}f32.p0v{_LANES}f32"
     return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), full)
-
-
-def _exp2(builder, x):
-    """2^x of a vector, x ≤ 0; see `octavo.kernels.cpu.elementary.exp2`."""
-
-    def all_of(number):
-        return ir.Constant(_VECTOR, [number] * _LANES)
-
-    smallest = all_of(float(UNDERFLOW))
-    x = builder.select(builder.fcmp_ordered(">", x, smallest), x, smallest)
-    whole = builder.fptosi(builder.fsub(x, all_of(0.5), flags=_FLAGS), _INTEGERS)
-    f = builder.fsub(x, builder.sitofp(whole, _VECTOR), flags=_FLAGS)
-
-    def horner(value, coefficient):
-        return builder.fadd(builder.fmul(value, f, flags=_FLAGS), all_of(coefficient), flags=_FLAGS)
-
-    fraction = reduce(horner, reversed((1.0, *EXP2[:-1])), all_of(EXP2[-1]))
-    exponent = builder.add(whole, ir.Constant(_INTEGERS, [127] * _LANES))
-    power = builder.bitcast(builder.shl(exponent, ir.Constant(_INTEGERS, [23] * _LANES)), _VECTOR)
-    return builder.fmul(fraction, power, flags=_FLAGS)
-
-
-def _reduce(builder, operation, arguments, flags):
-    types_ = [argument.type for argument in arguments]
-    name = f"llvm.vector.reduce.{operation}.v{_LANES}f32"
-    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(F32, types_), name)
-    return builder.call(function, arguments, fastmath=flags)
-
-
-def _splat(builder, value, vector=_VECTOR):
-    first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, I32(0))
-    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(I32, _LANES), [0] * _LANES))

@@ -37,16 +37,16 @@ from octavo.kernels.cpu import (
     int8,
     kv_rows,
     linear,
-    softmax,
     team,
     tile_decodes,
     tile_layout,
     tile_prompts,
+    tile_softmax,
     tiles,
+    vectors,
 )
 from octavo.kernels.cpu.amx import GROUP, configure, release
 from octavo.kernels.cpu.bits import source_key
-from octavo.kernels.cpu.chunks import KEYS, TILE_ROWS
 from octavo.kernels.cpu.elementary import FASTMATH
 from octavo.kernels.cpu.int8 import NUM_SUMS, group_bytes
 from octavo.kernels.cpu.kv_rows import put_row
@@ -55,6 +55,7 @@ from octavo.kernels.cpu.team import WORDS, barrier, caller, join, share
 from octavo.kernels.cpu.tile_decodes import attend_decodes, decode_units, merge_decodes
 from octavo.kernels.cpu.tile_layout import desk_bytes, pack_share, padded_width
 from octavo.kernels.cpu.tile_prompts import attend_prompts
+from octavo.kernels.cpu.tile_softmax import KEYS, TILE_ROWS
 from octavo.kernels.cpu.tiles import (
     ACTIVATIONS,
     ROWS,
@@ -215,8 +216,8 @@ def _running_total(counts: IntArray) -> IntArray:
 def _share_of(group: int, head_dim: int, activation: int, int8_kv: bool):  # noqa: PLR0915 - a table of arguments and a list of stages
     """A thread's share of all layers, for models of one shape of heads: a C function of a frame's address."""
     key = source_key(
-        amx, bits, chunks, elementary, int8, kv_rows, layout, linear, softmax, team, tile_decodes, tile_layout,
-        tile_prompts, tiles,
+        amx, bits, chunks, elementary, int8, kv_rows, layout, linear, team, tile_decodes, tile_layout, tile_prompts,
+        tile_softmax, tiles, vectors,
     )  # fmt: skip
 
     stored, row_width = (_NUMBERS, head_dim + KV_SCALE_BYTES) if int8_kv else (_BFLOATS, head_dim)
@@ -254,7 +255,7 @@ def _share_of(group: int, head_dim: int, activation: int, int8_kv: bool):  # noq
         branch = array_at(frame[BRANCH], (num_tokens, hidden), _FLOATS)
         width = padded_width(head_dim)
         parts = array_at(frame[PARTS], (frame[NUM_PARTS], num_kv_heads, group, width), _FLOATS)
-        part_sums = array_at(frame[PART_SUMS], (frame[NUM_PARTS], num_kv_heads, group, 2), _FLOATS)
+        part_sums = array_at(frame[PART_SUMS], (frame[NUM_PARTS], num_kv_heads, 2, group), _FLOATS)
         num_packed = first_chunk[-1] * num_kv_heads * 2 * KEYS * width
         packed = array_at(frame[PACKED], (num_packed,), _BFLOATS)
         kv_shape = (frame[NUM_BLOCKS], 2, num_kv_heads, frame[BLOCK_SIZE], row_width)

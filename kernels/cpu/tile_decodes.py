@@ -10,15 +10,14 @@ from numba import njit
 
 from octavo.kernels.cpu.amx import GROUP, OUTPUTS, multiply, multiply_in_place
 from octavo.kernels.cpu.chunks import (
-    KEYS,
-    TILE_ROWS,
+    begin_context,
+    cap_scores,
     merge,
     multiply_rows,
     pack_query,
-    put_weights,
     store,
     tile_query,
-    weigh_row,
+    weigh_rows,
 )
 from octavo.kernels.cpu.elementary import FASTMATH
 from octavo.kernels.cpu.kv_rows import numbers_of
@@ -32,6 +31,7 @@ from octavo.kernels.cpu.tile_layout import (
     tile_rows_of,
     workspace,
 )
+from octavo.kernels.cpu.tile_softmax import KEYS, TILE_ROWS
 from octavo.kernels.cpu.tiles import BLOCK, ROWS, put_run
 
 IntArray = npt.NDArray[np.integer[Any]]
@@ -90,7 +90,7 @@ def attend_decodes(
 
     Args:
         parts: float32 [num_entries, KV heads, group, padded width].
-        part_sums: float32 [num_entries, KV heads, group, 2].
+        part_sums: float32 [num_entries, KV heads, 2, group].
         qkv: float32 [num_tokens, heads, head_dim], rotated; decodes come first.
         entries, units: From `decode_units`.
         first_part: int64 [num_seqs + 1], where each sequence's chunks have their parts.
@@ -98,7 +98,7 @@ def attend_decodes(
     """
     num_kv_heads, head_dim = kv.shape[2], numbers_of(kv)
     group, width = num_q_heads // num_kv_heads, padded_width(head_dim)
-    rows, packed, q, weights, scores, turned, _, part, _, _, row = workspace(desk, width)
+    rows, packed, q, weights, scores, turned, _, part, _, of_chunk, _, ranges, row = workspace(desk, width)
     num_items = (units.shape[0] - 1) * num_kv_heads
     # Tiles of K are rows of blocks.
     in_place = kv.itemsize == 2 and kv.shape[3] % ROWS == 0 and width == head_dim
@@ -137,14 +137,18 @@ def attend_decodes(
         else:
             tile_rows_of(rows, kv, 1, block_tables[seq], head, start, num_keys, width)
             pack_values(packed, 0, rows, width)
-        _weigh_unit(
-            scores, weights, part_sums, unit_entries, first_part, seq_lens, head, group, num_keys, window, softcap
-        )
+        cap_scores(scores, count, softcap)
+        for r in range(count):
+            owner = unit_entries[r // group, 0]
+            ranges[r, 0] = max(seq_lens[owner] - window - start, 0) if window > 0 else 0
+            ranges[r, 1] = num_keys
+        weigh_rows(weights, of_chunk, scores, ranges, count)
         for d in range(width // GROUP):
             multiply_rows(part, d * GROUP, width, packed, d * KEYS * GROUP, groups * GROUP, weights, KEYS, count)
         for r in range(count):
             owner, chunk = unit_entries[r // group, 0], unit_entries[r // group, 1]
             _put_row(parts[first_part[owner] + chunk, head, r % group], part, r * width)
+            part_sums[first_part[owner] + chunk, head, :, r % group] = of_chunk[:, r]
 
 
 @_compiled
@@ -155,24 +159,8 @@ def _is_out_of_sight(part_sums, unit_entries, first_part, seq_lens, head, end, w
             return False
     for entry in unit_entries:
         of_chunk = part_sums[first_part[entry[0]] + entry[1], head]
-        of_chunk[:, 0], of_chunk[:, 1] = _MINUS_INF, _ZERO
+        of_chunk[0], of_chunk[1] = _MINUS_INF, _ZERO
     return True
-
-
-@_compiled
-def _weigh_unit(
-    scores, weights, part_sums, unit_entries, first_part, seq_lens, head, group, num_keys, window, softcap
-):  # fmt: skip
-    """Scores of a unit's rows to weights, in tiles, and to what `merge` needs to know of them."""
-    start, padded = unit_entries[0, 1] * KEYS, (num_keys + GROUP - 1) // GROUP * GROUP
-    for r in range(unit_entries.shape[0] * group):
-        owner, chunk = unit_entries[r // group, 0], unit_entries[r // group, 1]
-        begin = max(seq_lens[owner] - window - start, 0) if window > 0 else 0
-        seen = scores[r * KEYS : r * KEYS + padded]
-        top, mass = weigh_row(seen, begin, num_keys, softcap)
-        put_weights(weights, r, seen)
-        of_chunk = part_sums[first_part[owner] + chunk, head, r % group]
-        of_chunk[0], of_chunk[1] = top, mass
 
 
 @_compiled
@@ -246,13 +234,14 @@ def _score_few(scores, turned, rows, kv, table, head, start, num_keys, q, count,
 def merge_decodes(out, parts, part_sums, first_part, num_decodes, head_dim, desk, rank, size):
     """A rank's share of the decodes: all parts of each query, in order, to its row of tiles."""
     num_kv_heads, group, width = parts.shape[1:]
-    _, _, _, _, _, _, totals, _, every, _, _ = workspace(desk, width)
-    total, sums = totals[0], every[0]
+    _, _, _, _, _, _, total, _, sums, of_chunk, factors, _, _ = workspace(desk, width)
     begin, end = share(num_decodes, rank, size)
     for seq in range(begin, end):
-        for head in range(num_kv_heads * group):
-            sums[0], sums[1], total[:] = _MINUS_INF, _ZERO, _ZERO
+        for head in range(num_kv_heads):
+            begin_context(sums, total[:group])
             for part in range(first_part[seq], first_part[seq + 1]):
-                of_chunk = part_sums[part, head // group, head % group]
-                merge(total, sums, parts[part, head // group, head % group], of_chunk)
-            store(out, seq, head * head_dim, num_kv_heads * group * head_dim, total[:head_dim], sums[1])
+                of_chunk[:, :group] = part_sums[part, head]
+                merge(total.reshape(-1), sums, parts[part, head].reshape(-1), of_chunk, factors, group, width)
+            for r in range(group):
+                column = (head * group + r) * head_dim
+                store(out, seq, column, num_kv_heads * group * head_dim, total[r, :head_dim], sums[1, r])

@@ -10,10 +10,10 @@ import numpy as np
 from numba import njit
 
 from octavo.kernels.cpu.amx import GROUP, OUTPUTS
-from octavo.kernels.cpu.chunks import KEYS, TILE_ROWS
 from octavo.kernels.cpu.elementary import FASTMATH
 from octavo.kernels.cpu.kv_rows import numbers_of, scale_of
 from octavo.kernels.cpu.team import share
+from octavo.kernels.cpu.tile_softmax import KEYS, TILE_ROWS
 from octavo.kernels.cpu.tiles import (
     BLOCK,
     ROWS,
@@ -25,7 +25,7 @@ from octavo.kernels.cpu.tiles import (
     transpose_tile,
 )
 
-_FLOATS, _BFLOATS = np.empty(0, np.float32), np.empty(0, np.uint16)  # for their types
+_FLOATS, _BFLOATS, _LONGS = np.empty(0, np.float32), np.empty(0, np.uint16), np.empty(0, np.int64)  # for their types
 _ZERO = np.float32(0.0)
 _compiled = njit(fastmath=FASTMATH, error_model="numpy")
 
@@ -40,7 +40,7 @@ def padded_width(head_dim):
 def desk_bytes(head_dim):
     """What `workspace` takes for heads of so many numbers."""
     return (
-        padded_width(head_dim) * (4 * KEYS + 2 * TILE_ROWS + 8 * TILE_ROWS + 4) + KEYS * TILE_ROWS * 10 + 16 * TILE_ROWS
+        padded_width(head_dim) * (4 * KEYS + 2 * TILE_ROWS + 8 * TILE_ROWS + 4) + KEYS * TILE_ROWS * 10 + 40 * TILE_ROWS
     )
 
 
@@ -53,7 +53,8 @@ def workspace(desk, width):
 
     Returns:
         K or V as rows of tiles, and as weights; queries; weights of keys; scores, and scores turned round; sums of
-        values, and those of a chunk; the largest scores and the sums of weights, and those of a chunk; a row, zeros.
+        values, and those of a chunk; the largest scores and the sums of weights, those of a chunk, and what sums are
+        multiplied with; the keys that rows see; a row, zeros.
     """
     shapes = (KEYS * width,), (TILE_ROWS * width,), (TILE_ROWS * KEYS,)
     rows = array_at(desk, shapes[0], _BFLOATS)
@@ -69,11 +70,13 @@ def workspace(desk, width):
     total = array_at(desk, (TILE_ROWS, width), _FLOATS)
     part = array_at(desk + 4 * TILE_ROWS * width, shapes[1], _FLOATS)
     desk += 8 * TILE_ROWS * width
-    sums = array_at(desk, (TILE_ROWS, 2), _FLOATS)
-    of_chunk = array_at(desk + 8 * TILE_ROWS, (TILE_ROWS, 2), _FLOATS)
-    row = array_at(desk + 16 * TILE_ROWS, (width,), _FLOATS)
+    sums = array_at(desk, (2, TILE_ROWS), _FLOATS)
+    of_chunk = array_at(desk + 8 * TILE_ROWS, (2, TILE_ROWS), _FLOATS)
+    factors = array_at(desk + 16 * TILE_ROWS, (2, TILE_ROWS), _FLOATS)
+    ranges = array_at(desk + 24 * TILE_ROWS, (TILE_ROWS, 2), _LONGS)
+    row = array_at(desk + 40 * TILE_ROWS, (width,), _FLOATS)
     row[:] = _ZERO
-    return rows, packed, q, weights, scores, turned, total, part, sums, of_chunk, row
+    return rows, packed, q, weights, scores, turned, total, part, sums, of_chunk, factors, ranges, row
 
 
 @_compiled
@@ -155,7 +158,7 @@ def fetch_rows(kv, part, table, head, start, count):
     column, slot, head_bytes = start // kv.shape[3], start % kv.shape[3], kv.itemsize * kv.shape[4]
     while count > 0:
         run = min(kv.shape[3] - slot, count)
-        fetch(kv[np.int64(table[column]), part, head, slot], run * head_bytes)
+        fetch(kv[np.int64(table[column]), part, head, slot], 0, run * head_bytes)
         column, slot, count = column + 1, 0, count - run
 
 

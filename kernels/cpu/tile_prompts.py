@@ -6,12 +6,11 @@ import numpy as np
 from numba import njit
 
 from octavo.kernels.cpu.amx import GROUP
-from octavo.kernels.cpu.chunks import KEYS, TILE_ROWS, merge, multiply_rows, put_weights, store, tile_query, weigh_row
+from octavo.kernels.cpu.chunks import begin_context, cap_scores, merge, multiply_rows, store, tile_query, weigh_rows
 from octavo.kernels.cpu.elementary import FASTMATH
 from octavo.kernels.cpu.team import draw
 from octavo.kernels.cpu.tile_layout import padded_width, workspace
-
-_ZERO, _MINUS_INF = np.float32(0.0), np.float32(-np.inf)
+from octavo.kernels.cpu.tile_softmax import KEYS, TILE_ROWS
 
 
 @njit(fastmath=FASTMATH, error_model="numpy")
@@ -31,14 +30,16 @@ def attend_prompts(
     """
     head_dim, group = qkv.shape[2], num_q_heads // num_kv_heads
     width = padded_width(head_dim)
-    _, _, q, weights, scores, _, total, part, sums, of_chunk, row = workspace(desk, width)
+    _, _, q, weights, scores, _, total, part, sums, of_chunk, factors, ranges, row = workspace(desk, width)
     num_items = first_item[-1]
     while True:
         item = num_items - 1 - draw(counters, which, 1)
         if item < 0:
             return
         seq = np.searchsorted(first_item, item, side="right") - 1
-        tile, head = (item - first_item[seq]) // num_kv_heads, (item - first_item[seq]) % num_kv_heads
+        # One head after the other: its K and V stay in the second-level cache.
+        tiles = (first_item[seq + 1] - first_item[seq]) // num_kv_heads
+        head, tile = (item - first_item[seq]) // tiles, (item - first_item[seq]) % tiles
         base, token = tile * TILE_ROWS, cu_query_lens[seq]
         query_len = cu_query_lens[seq + 1] - token
         count = min(TILE_ROWS, query_len * group - base)
@@ -48,7 +49,7 @@ def attend_prompts(
         # The first and the last position that the item's queries have.
         first = seq_lens[seq] - query_len + base // group
         last = seq_lens[seq] - query_len + (base + count - 1) // group
-        sums[:, 0], sums[:, 1], total[:] = _MINUS_INF, _ZERO, _ZERO
+        begin_context(sums, total)
         earliest = max(first + 1 - window, 0) if window > 0 else 0
         for chunk in range(earliest // KEYS, last // KEYS + 1):
             at = ((first_chunk[seq] + chunk) * num_kv_heads + head) * 2 * KEYS * width
@@ -56,17 +57,15 @@ def attend_prompts(
             for g in range(groups):
                 multiply_rows(scores, g * GROUP, KEYS, packed, at + g * GROUP * width, width, q, width, count)
             for r in range(count):
-                position = first + (base + r) // group - base // group
-                begin = max(position + 1 - window - chunk * KEYS, 0) if window > 0 else 0
-                end = min(position + 1 - chunk * KEYS, groups * GROUP)
-                seen = scores[r * KEYS : r * KEYS + groups * GROUP]
-                of_chunk[r, 0], of_chunk[r, 1] = weigh_row(seen, begin, end, softcap)
-                put_weights(weights, r, seen)
+                position = first + (base + r) // group - base // group - chunk * KEYS
+                ranges[r, 0] = max(position + 1 - window, 0) if window > 0 else 0
+                ranges[r, 1] = min(position + 1, groups * GROUP)
+            cap_scores(scores, count, softcap)
+            weigh_rows(weights, of_chunk, scores, ranges, count)
             for d in range(width // GROUP):
                 values = at + KEYS * width + d * KEYS * GROUP
                 multiply_rows(part, d * GROUP, width, packed, values, groups * GROUP, weights, KEYS, count)
-            for r in range(count):
-                merge(total[r], sums[r], part[r * width : (r + 1) * width], of_chunk[r])
+            merge(total.reshape(-1), sums, part, of_chunk, factors, count, width)
         for r in range(count):
             column = (head * group + (base + r) % group) * head_dim
-            store(out, token + (base + r) // group, column, num_q_heads * head_dim, total[r, :head_dim], sums[r, 1])
+            store(out, token + (base + r) // group, column, num_q_heads * head_dim, total[r, :head_dim], sums[1, r])

@@ -18,13 +18,15 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from octavo.kernels.cpu.bits import emit_splat, emit_widen
-from octavo.kernels.cpu.elementary import FASTMATH, LOG2E, exp2, softcapped
+from octavo.kernels.cpu.elementary import FASTMATH
+from octavo.kernels.cpu.vectors import FUSED, emit_sigmoid, filled
 
 # Of a tile of activations.
 ROWS, BLOCK = 16, 32
 
-_ONE, _HALF = np.float32(1.0), np.float32(0.5)
-_GELU_SCALE, _GELU_CUBE = np.float32((2.0 / np.pi) ** 0.5), np.float32(0.044715)
+_ONE = np.float32(1.0)
+_GELU_SCALE, _GELU_CUBE = (2.0 / np.pi) ** 0.5, 0.044715
+_HERE = ir.IntType(64)(0)
 _row_wise = njit(fastmath=FASTMATH, error_model="numpy")
 
 
@@ -101,23 +103,28 @@ def rotate_head(head, angles):
         head[i + half] = b * angles[i] + a * angles[i + half]
 
 
-@njit(fastmath=FASTMATH, forceinline=True)
-def silu(x):
-    """x · sigmoid(x); the exponential is of −|x|, which cannot overflow."""
-    e = exp2(-abs(x) * LOG2E)
-    return x * (_ONE if x >= 0 else e) / (_ONE + e)
-
-
-@njit(fastmath=FASTMATH, forceinline=True)
-def gelu_tanh(x):
-    """The tanh form of GELU (arXiv:1606.08415)."""
-    return _HALF * x * (_ONE + softcapped(_GELU_SCALE * (x + _GELU_CUBE * x * x * x), _ONE))
-
-
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 
 
-class _BFloat(ir.types.Type):
+def _emit_silu(builder, x):
+    """x · sigmoid(x)."""
+    return builder.fmul(x, emit_sigmoid(builder, x), flags=FUSED)
+
+
+def _emit_gelu_tanh(builder, x):
+    """The tanh form of GELU (arXiv:1606.08415), x / 2 · (1 + tanh z), which is x · sigmoid(2 z)."""
+    square = builder.fmul(x, x, flags=FUSED)
+    cubic = builder.fadd(
+        builder.fmul(square, filled(_GELU_CUBE, x.type), flags=FUSED), filled(1.0, x.type), flags=FUSED
+    )
+    z = builder.fmul(builder.fmul(x, cubic, flags=FUSED), filled(2 * _GELU_SCALE, x.type), flags=FUSED)
+    return builder.fmul(x, emit_sigmoid(builder, z), flags=FUSED)
+
+
+_EMITTED_ACTIVATIONS = _emit_silu, _emit_gelu_tanh  # in the order of `ACTIVATIONS`
+
+
+class BFloat(ir.types.Type):
     """LLVM's type of that name, which llvmlite lacks."""
 
     null = "0.0"
@@ -126,10 +133,10 @@ class _BFloat(ir.types.Type):
         return "bfloat"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _BFloat)
+        return isinstance(other, BFloat)
 
     def __hash__(self) -> int:
-        return hash(_BFloat)
+        return hash(BFloat)
 
 
 @intrinsic(prefer_literal=True)
@@ -143,8 +150,9 @@ def put_run(typingctx, target, at, source, begin, count):
         count: A literal.
     """
 
-    def put(builder, _, value):
-        rounded = ir.VectorType(_BFloat(), value.type.count)
+    def put(builder, _, load):
+        value = load()
+        rounded = ir.VectorType(BFloat(), value.type.count)
         return builder.fptrunc(value, rounded) if target.dtype != source.dtype else value
 
     return _on_runs(target, source, count, put)
@@ -158,44 +166,81 @@ def put_scaled_run(typingctx, target, at, source, begin, count, scale):
         scale: float32; means nothing beside uint16.
     """
 
-    def put(builder, _, value, scale):
+    def put(builder, _, load, scale):
+        value = load()
         if source.dtype == target.dtype:
             return value
         lanes = value.type.count
         numbers = emit_widen(builder, source.dtype, value, lanes)
         product = builder.fmul(numbers, emit_splat(builder, scale, lanes))
-        return builder.fptrunc(product, ir.VectorType(_BFloat(), lanes))
+        return builder.fptrunc(product, ir.VectorType(BFloat(), lanes))
 
     return _on_runs(target, source, count, put, types.float32)
+
+
+@intrinsic(prefer_literal=True)
+def put_gated_run(typingctx, target, at, source, begin, count, ups, activation):
+    """`put_run` to uint16 (bfloat16) of activation(gate) · up, float32.
+
+    Args:
+        ups: How many numbers after its gate each up lies.
+        activation: A literal; which of `ACTIVATIONS`.
+    """
+    if not isinstance(activation, types.IntegerLiteral):
+        return None
+    emit_activation = _EMITTED_ACTIVATIONS[activation.literal_value]
+
+    def put(builder, _, load, ups, activation):
+        gated = builder.fmul(emit_activation(builder, load()), load(ups), flags=FUSED)
+        return builder.fptrunc(gated, ir.VectorType(BFloat(), gated.type.count))
+
+    return _on_runs(target, source, count, put, types.intp, activation)
 
 
 @intrinsic(prefer_literal=True)
 def add_run(typingctx, target, at, source, begin, count):
     """target[at: at + count] += source[begin: …], both float32."""
 
-    def add(builder, pointer, value):
+    def add(builder, pointer, load):
+        value = load()
         held = builder.bitcast(pointer, value.type.as_pointer())
         return builder.fadd(builder.load(held, align=4), value)
 
     return _on_runs(target, source, count, add)
 
 
+@intrinsic(prefer_literal=True)
+def blend_run(typingctx, target, at, source, begin, count, of_target, of_source):
+    """target[at: at + count] = of_target · target[…] + of_source · source[begin: …], all float32, rounded each time."""
+
+    def blend(builder, pointer, load, of_target, of_source):
+        value = load()
+        held = builder.load(builder.bitcast(pointer, value.type.as_pointer()), align=4)
+        products = (
+            builder.fmul(x, emit_splat(builder, factor, value.type.count))
+            for x, factor in ((held, of_target), (value, of_source))
+        )
+        return builder.fadd(*products)
+
+    return _on_runs(target, source, count, blend, types.float32, types.float32)
+
+
 @intrinsic
-def fetch(typingctx, array, num_bytes):
-    """Asks for so many bytes from an array's beginning on, beyond its end if they are more; never faults."""
+def fetch(typingctx, array, at, num_bytes):
+    """Asks for so many bytes of an array from number ``at`` on, beyond its end if they are more; never faults."""
 
     def codegen(context, builder, signature, args):
         byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        begin = builder.bitcast(context.make_array(array)(context, builder, args[0]).data, byte)
+        begin = builder.bitcast(builder.gep(context.make_array(array)(context, builder, args[0]).data, [args[1]]), byte)
         function_type = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
         prefetch = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0i8")
-        index = args[1].type
-        with cgutils.for_range(builder, builder.udiv(builder.add(args[1], index(63)), index(64))) as loop:
+        index = args[2].type
+        with cgutils.for_range(builder, builder.udiv(builder.add(args[2], index(63)), index(64))) as loop:
             pointer = builder.gep(begin, [builder.mul(loop.index, index(64))])
             builder.call(prefetch, [pointer, number(0), number(3), number(1)])
         return context.get_dummy_value()
 
-    return types.void(array, types.intp), codegen
+    return types.void(array, types.intp, types.intp), codegen
 
 
 @intrinsic
@@ -269,7 +314,9 @@ def transpose_tile(typingctx, target, to, source, at):
 
 
 def _on_runs(target, source, count, result, *more):
-    """Signature and code of an intrinsic that stores ``result(builder, target pointer, loaded numbers, …)``.
+    """Signature and code of an intrinsic that stores ``result(builder, target pointer, load, …)``.
+
+    ``load()`` emits the loading of the run, and ``load(n)`` of the one that begins n numbers after it.
 
     Args:
         more: Types of what the intrinsic is given beyond a run, and ``result`` is as well.
@@ -280,9 +327,13 @@ def _on_runs(target, source, count, result, *more):
     def codegen(context, builder, signature, args):
         to, values = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2))
         wide = ir.VectorType(values.type.pointee, count.literal_value)
-        pointer = builder.bitcast(builder.gep(values, [args[3]]), wide.as_pointer())
-        place = builder.gep(to, [args[1]])
-        value = result(builder, place, builder.load(pointer, align=source.dtype.bitwidth // 8), *args[5:])
+        begin, place = builder.gep(values, [args[3]]), builder.gep(to, [args[1]])
+
+        def load(ahead=_HERE):
+            pointer = builder.bitcast(builder.gep(begin, [ahead]), wide.as_pointer())
+            return builder.load(pointer, align=source.dtype.bitwidth // 8)
+
+        value = result(builder, place, load, *args[5:])
         builder.store(value, builder.bitcast(place, value.type.as_pointer()), align=target.dtype.bitwidth // 8)
         return context.get_dummy_value()
 

@@ -8,8 +8,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from octavo.kernels.cpu.chunks import KEYS, TILE_ROWS
 from octavo.kernels.cpu.tile_decodes import decode_units
+from octavo.kernels.cpu.tile_softmax import KEYS, TILE_ROWS
 
 
 def tables_of(seqs: list[list[int]]) -> np.ndarray:

@@ -1,0 +1,70 @@
+"""Elementary functions of LLVM vectors, for loops that are emitted by hand.
+
+The auto-vectoriser takes half of a wide register, and leaves a maximum to a chain of scalar comparisons. Vectors are of
+float32, of any length that fills whole registers; what takes several registers is computed side by side.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+
+from llvmlite import ir
+from numba.core import cgutils
+
+from octavo.kernels.cpu.bits import F32, I32
+from octavo.kernels.cpu.elementary import EXP2, LOG2E, UNDERFLOW
+
+# Sums may be reordered and fused.
+REORDERED = ("reassoc", "contract", "nsz")
+# Products may be fused with sums, and nothing else changes: numbers are equal to the last bit wherever the code is
+# inlined. To operations without any flag numba adds those of the function that they are emitted into.
+FUSED = ("contract",)
+# Added to a number, it leaves no room for a fraction, and the whole part plus 127 in the lowest bits.
+_WHOLE_AND_BIAS = 1.5 * 2.0**23 + 127.0
+_EXPONENT = 23
+
+
+def filled(number: float, vector: ir.VectorType) -> ir.Constant:
+    """A vector of one number."""
+    return ir.Constant(vector, [number] * vector.count)
+
+
+def emit_exp2(builder, x):
+    """2^x, x ≤ 0; 0 below the range of normal numbers, NaN of NaN. See `octavo.kernels.cpu.elementary.exp2`."""
+    floats = x.type
+    integers = ir.VectorType(I32, floats.count)
+    lowest, whole_and_bias = filled(float(UNDERFLOW), floats), filled(_WHOLE_AND_BIAS, floats)
+    x = builder.select(builder.fcmp_ordered("<", x, lowest), lowest, x)
+    shifted = builder.fadd(x, whole_and_bias, flags=FUSED)
+    f = builder.fsub(x, builder.fsub(shifted, whole_and_bias, flags=FUSED), flags=FUSED)
+
+    def horner(value, coefficient):
+        return builder.fadd(builder.fmul(value, f, flags=FUSED), filled(coefficient, floats), flags=FUSED)
+
+    fraction = reduce(horner, reversed((1.0, *EXP2[:-1])), filled(EXP2[-1], floats))
+    exponent = builder.shl(builder.bitcast(shifted, integers), filled(_EXPONENT, integers))
+    return builder.fmul(fraction, builder.bitcast(exponent, floats), flags=FUSED)
+
+
+def emit_sigmoid(builder, x):
+    """1 / (1 + 2^(−x · log2 e)); the exponential is of −|x|, which cannot overflow."""
+    floats = x.type
+    one = filled(1.0, floats)
+    scaled = builder.fmul(x, filled(float(LOG2E), floats), flags=FUSED)
+    positive = builder.fcmp_ordered(">=", x, filled(0.0, floats))
+    e = emit_exp2(builder, builder.select(positive, builder.fneg(scaled, flags=FUSED), scaled))
+    over = builder.select(positive, one, e)
+    return builder.fdiv(over, builder.fadd(one, e, flags=FUSED), flags=FUSED)
+
+
+def emit_top(builder, x, y):
+    """The larger one of each pair; y where one of them is NaN."""
+    return builder.select(builder.fcmp_ordered(">", x, y), x, y)
+
+
+def emit_reduce(builder, operation, x):
+    """The largest number of a vector ("fmax"; none may be NaN), or the sum of all ("fadd")."""
+    arguments, flags = ([F32(0.0), x], REORDERED) if operation == "fadd" else ([x], ("nnan", "nsz"))
+    name = f"llvm.vector.reduce.{operation}.v{x.type.count}f32"
+    function_type = ir.FunctionType(F32, [argument.type for argument in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), arguments, fastmath=flags)
