@@ -268,7 +268,7 @@ def _share_of(group: int, head_dim: int, activation: int, int8_kv: bool):  # noq
         configure(config, min(num_tokens, ROWS))
         for layer in range(layers.shape[0]):
             weights = layers[layer]
-            norm_share(normed, x, weights[ATTENTION_NORM], eps, row, rank, size)
+            norm_share(normed, x, weights[ATTENTION_NORM], eps, rank, size)
             barrier(crew, size)
             matrix, bias = matrix_at(weights, QKV, qkv_size, hidden, scratch), vector_at(weights[QKV_BIAS], qkv_size)
             store_product(
@@ -301,7 +301,7 @@ def _share_of(group: int, head_dim: int, activation: int, int8_kv: bool):  # noq
                 x, branch, attended, q_size, matrix, bias, weights[ATTENTION_POST_NORM], eps, row,
                 crew, rank, size, sums,
             )  # fmt: skip
-            norm_share(normed, x, weights[MLP_NORM], eps, row, rank, size)
+            norm_share(normed, x, weights[MLP_NORM], eps, rank, size)
             barrier(crew, size)
             matrix = matrix_at(weights, GATE_UP, 2 * intermediate, hidden, scratch)
             bias = vector_at(weights[GATE_UP_BIAS], 2 * intermediate)
@@ -356,12 +356,12 @@ def vector_at(address, length):
 
 
 @_compiled
-def norm_share(normed, x, weight, eps, row, rank, size):
+def norm_share(normed, x, weight, eps, rank, size):
     """A rank's share of the rows of x, normalised, to tiles."""
     weight = vector_at(weight, x.shape[1])
     begin, end = share(x.shape[0], rank, size)
     for token in range(begin, end):
-        norm_row(normed, token, x[token], weight, eps, row)
+        norm_row(normed, token, x[token], weight, eps)
 
 
 @_compiled

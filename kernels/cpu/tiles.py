@@ -19,7 +19,7 @@ from numba.extending import intrinsic
 
 from octavo.kernels.cpu.bits import emit_splat, emit_widen
 from octavo.kernels.cpu.elementary import FASTMATH
-from octavo.kernels.cpu.vectors import FUSED, emit_sigmoid, filled
+from octavo.kernels.cpu.vectors import FUSED, emit_reduce, emit_sigmoid, filled
 
 # Of a tile of activations.
 ROWS, BLOCK = 16, 32
@@ -27,6 +27,7 @@ ROWS, BLOCK = 16, 32
 _ONE = np.float32(1.0)
 _GELU_SCALE, _GELU_CUBE = (2.0 / np.pi) ** 0.5, 0.044715
 _HERE = ir.IntType(64)(0)
+_RUN = ir.VectorType(ir.FloatType(), BLOCK)
 _row_wise = njit(fastmath=FASTMATH, error_model="numpy")
 
 
@@ -53,16 +54,15 @@ def tile_rows(tiles, x):
 
 
 @_row_wise
-def norm_row(tiles, row, x, weight, eps, normed):
+def norm_row(tiles, row, x, weight, eps):
     """Root-mean-square normalisation of one row (arXiv:1910.07467) into its tile.
 
     Args:
         tiles: uint16, flat. row: which of their rows.
-        x, weight: float32 [width]. normed: float32 [width], scratch.
+        x, weight: float32 [width].
     """
-    _scale_row(normed, x, weight, eps)
-    for column in range(0, x.shape[0], BLOCK):
-        put_run(tiles, place(row, column, x.shape[0]), normed, column, BLOCK)
+    width = x.shape[0]
+    _put_scaled(tiles, place(row, 0, width), x, weight, _ONE / np.sqrt(_sum_of_squares(x) / np.float32(width) + eps))
 
 
 @_row_wise
@@ -87,6 +87,47 @@ def _scale_row(normed, x, weight, eps):
     scale = _ONE / np.sqrt(squares / np.float32(x.shape[0]) + eps)
     for i in range(x.shape[0]):
         normed[i] = x[i] * scale * weight[i]
+
+
+@intrinsic
+def _sum_of_squares(typingctx, x):
+    """Of a contiguous float32 row, of a multiple of 32 numbers."""
+
+    def codegen(context, builder, signature, args):
+        total = cgutils.alloca_once_value(builder, filled(0.0, _RUN))
+        for (value,), _ in _blocks(context, builder, signature.args, args):
+            square = builder.fmul(value, value, flags=FUSED)
+            builder.store(builder.fadd(square, builder.load(total), flags=FUSED), total)
+        return emit_reduce(builder, "fadd", builder.load(total))
+
+    return types.float32(x), codegen
+
+
+@intrinsic
+def _put_scaled(typingctx, tiles, at, x, weight, scale):
+    """A row x · scale · weight to its tiles, which begin ``at``; x and weight are contiguous, float32."""
+
+    def codegen(context, builder, signature, args):
+        tiles = context.make_array(signature.args[0])(context, builder, args[0]).data
+        scales = emit_splat(builder, args[4], BLOCK)
+        for (value, factor), block in _blocks(context, builder, signature.args[2:4], args[2:4]):
+            scaled = builder.fmul(builder.fmul(value, scales, flags=FUSED), factor, flags=FUSED)
+            rounded = builder.fptrunc(scaled, ir.VectorType(BFloat(), BLOCK))
+            to = builder.gep(tiles, [builder.add(args[1], builder.mul(block, block.type(ROWS * BLOCK)))])
+            builder.store(rounded, builder.bitcast(to, rounded.type.as_pointer()), align=2)
+        return context.get_dummy_value()
+
+    return types.void(tiles, types.intp, x, weight, types.float32), codegen
+
+
+def _blocks(context, builder, array_types, arrays):
+    """Emits a loop over the blocks of rows of equal length, and yields the vectors of a block, and which it is."""
+    rows = [context.make_array(kind)(context, builder, array) for kind, array in zip(array_types, arrays, strict=True)]
+    (length,) = cgutils.unpack_tuple(builder, rows[0].shape)
+    with cgutils.for_range(builder, builder.udiv(length, length.type(BLOCK))) as loop:
+        begin = builder.mul(loop.index, length.type(BLOCK))
+        pointers = [builder.bitcast(builder.gep(row.data, [begin]), _RUN.as_pointer()) for row in rows]
+        yield [builder.load(pointer, align=4) for pointer in pointers], loop.index
 
 
 @_row_wise
