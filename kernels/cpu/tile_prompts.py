@@ -18,7 +18,7 @@ def attend_prompts(
     out, qkv, packed, first_chunk, first_item, counters, which,
     seq_lens, cu_query_lens, num_q_heads, num_kv_heads, scale, window, softcap, desk,
 ):  # fmt: skip
-    """Draws items until none is left, those with the most keys of each sequence first.
+    """Draws items until none is left: one KV head of a sequence after the other, those with the most keys first.
 
     Args:
         out: uint16, tiles of [num_tokens, num_q_heads · head_dim].
