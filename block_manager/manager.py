@@ -205,6 +205,10 @@ class BlockManager:
         private = swapped.epoch != self._epochs[tenant]
         return PrefixMatch(blocks, idle, namespace, below, num_tokens, missed, private)
 
+    def match_nothing(self, salt: str = "", tenant: int = 0) -> PrefixMatch:
+        """What `match_prefix` answers where nothing is cached: for a sequence that has to compute all of its tokens."""
+        return PrefixMatch([], 0, self.cache.namespaces.id_of((tenant, salt)), [], 0, 0)
+
     def _match_device(self, tokens: Tokens, namespace: int, limit: int) -> tuple[list[int], int, int]:
         """The device's blocks among the first ``limit``, how many have no owner, and the hash of the first it lacks."""
         blocks, missed = self.cache.find_run(namespace, tokens[: limit * self.block_size])
@@ -546,7 +550,12 @@ class BlockManager:
         return sum(self.pool.owners(block) == 0 for block in blocks)
 
     def pin(self, blocks: Sequence[int], namespace: int, tenant: int, expires: float) -> Pin:
-        """Makes a pin one more owner of cached blocks; the caller has checked `pins_missing` and `blocks_to_pin`."""
+        """Makes a pin one more owner of cached blocks, or has the one that is there already last longer.
+
+        The caller has checked `pins_missing` and `blocks_to_pin`.
+        """
+        if (renewed := self.pins.renew(blocks, expires)) is not None:
+            return renewed
         available = self.pool.available
         self._share_prefix(blocks)
         self._charge(tenant, available)

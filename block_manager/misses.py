@@ -15,6 +15,7 @@ class MissReason(enum.StrEnum):
     EVICTED = "evicted"
     OTHER_SALT = "other_salt"
     CACHE_OFF = "cache_off"
+    NOT_READ = "not_read"  # the request wants its prompt's log-probabilities, so all of it is computed
 
     __hash__ = str.__hash__  # that of an enumeration is computed in Python
 

@@ -1,13 +1,14 @@
 """Pins: prefixes that stay resident although no request uses them, within a hard budget and for a limited time.
 
-A pin is one more owner of each of its blocks. Several pins may share a beginning; its blocks count once.
+A pin is one more owner of each of its blocks. Several pins may share a beginning; its blocks count once. No two pins
+end with the same block, so there are never more of them than the budget has blocks.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Pins:
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self._pins: dict[int, Pin] = {}
+        self._ends: dict[int, int] = {}  # last block -> the pin's number
         self._held: Counter[int] = Counter()  # block -> pins
         self._last = 0
         self.next_expiry = float("inf")
@@ -63,8 +65,18 @@ class Pins:
         self._last += 1
         pin = Pin(self._last, tuple(blocks), namespace, tenant, expires)
         self._pins[pin.number] = pin
+        self._ends[pin.blocks[-1]] = pin.number
         self._held.update(pin.blocks)
         self.next_expiry = min(self.next_expiry, expires)
+        return pin
+
+    def renew(self, blocks: Sequence[int], expires: float) -> Pin | None:
+        """Lets the pin of these very blocks last until ``expires`` at least; None if there is none."""
+        pin = self._pins.get(self._ends.get(blocks[-1], 0))
+        if pin is None:
+            return None
+        pin = self._pins[pin.number] = replace(pin, expires=max(pin.expires, expires))
+        self._find_next_expiry()
         return pin
 
     def find(self, number: int) -> Pin | None:
@@ -73,10 +85,13 @@ class Pins:
 
     def remove(self, pin: Pin) -> None:
         """Forgets a pin; the caller gives its ownership of the blocks up."""
-        del self._pins[pin.number]
+        del self._pins[pin.number], self._ends[pin.blocks[-1]]
         self._held.subtract(pin.blocks)
         self._held = +self._held
-        self.next_expiry = min((other.expires for other in self._pins.values()), default=float("inf"))
+        self._find_next_expiry()
+
+    def _find_next_expiry(self) -> None:
+        self.next_expiry = min((pin.expires for pin in self._pins.values()), default=float("inf"))
 
     def listed(self) -> list[Pin]:
         """All pins; the one that expires next comes first."""

@@ -31,6 +31,9 @@ class ChatTemplate:
         special_tokens: ``bos_token``, ``eos_token`` and so on: names that templates use → their text.
         origin: Where the template was found, for error messages.
 
+    Attributes:
+        source: As above.
+
     Raises:
         SetupError: The template is not valid Jinja.
     """
@@ -42,6 +45,7 @@ class ChatTemplate:
             raise SetupError(
                 f"the chat template in {origin} does not compile: line {error.lineno}: {error.message}"
             ) from error
+        self.source = source
         self._special_tokens = dict(special_tokens)
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool, **variables: Any) -> str:

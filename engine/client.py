@@ -18,7 +18,7 @@ import itertools
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -27,14 +27,22 @@ import octavo.errors
 from octavo.config import EngineConfig, to_mapping
 from octavo.engine.connection import EngineProcess
 from octavo.engine.messages import (
+    TOKEN_BYTES,
     AbortRequests,
+    AddPin,
     AddRequest,
+    Answer,
     CheckIntegrity,
+    DropPin,
     EndSequence,
     EngineInfo,
     EngineStats,
     FromEngine,
     IntegrityReport,
+    ListPins,
+    PinInfo,
+    PinReport,
+    Question,
     Rejected,
     SequenceDelta,
     Start,
@@ -42,14 +50,10 @@ from octavo.engine.messages import (
 )
 from octavo.engine.prepare import PreparedModel
 from octavo.engine.streams import RequestStream
-from octavo.errors import (
-    EngineDeadError,
-    EngineUnavailableError,
-    NeverFitsError,
-    OctavoError,
-    QueueFullError,
-)
+from octavo.errors import AbortedError, EngineDeadError, EngineUnavailableError, NeverFitsError, OctavoError
 from octavo.scheduler.streams import split_stream
+
+AnswerT = TypeVar("AnswerT", IntegrityReport, PinReport)
 
 log = logging.getLogger(__name__)
 
@@ -107,8 +111,34 @@ class EngineClient(Protocol):
     def end_sequence(self, request_id: str, index: int) -> None:
         """Ends one sequence of a running request, whose reader has seen enough; no more of it is yielded."""
 
+    def abort(self, request_id: str) -> bool:
+        """Ends a running request: its reader gets an `AbortedError` after what has arrived, its blocks are freed.
+
+        Returns:
+            False if there is no such request (any more).
+        """
+
     async def check_integrity(self) -> list[str]:
-        """Every invariant of the block pool that does not hold; an empty list is good news."""
+        """Every invariant of the block pool that does not hold; an empty list is good news.
+
+        Raises:
+            EngineUnavailableError: The engine is not up; nor can any other question be answered then.
+            EngineDeadError: It ended before it answered.
+        """
+
+    async def pin(self, prompt: bytes, ttl: float, *, tenant: str, cache_salt: str = "") -> PinInfo | None:
+        """Keeps a prefix resident for ``ttl`` seconds; None if it is not cached: `generate` it with ``pin_ttl`` then.
+
+        Raises:
+            ClientError: The prefix fills no block, or more blocks than may ever be pinned.
+            PinBudgetError: Other pins leave too little of the budget.
+        """
+
+    async def pins(self) -> list[PinInfo]:
+        """The pins there are; the one that expires next comes first."""
+
+    async def unpin(self, number: int) -> bool:
+        """Lets a pin go; False if there is none of this number (any more)."""
 
     async def close(self) -> None:
         """Stops the engine."""
@@ -126,7 +156,7 @@ class ProcessEngineClient:
         self._streams: dict[int, RequestStream] = {}
         self._open_keys: dict[str, int] = {}  # request id -> key
         self._keys = itertools.count(1)
-        self._tickets: dict[int, asyncio.Future[list[str]]] = {}
+        self._tickets: dict[int, asyncio.Future[Answer]] = {}
         self._info: EngineInfo | None = None
         self._stats = EngineStats()
         self._status = "loading"
@@ -183,7 +213,7 @@ class ProcessEngineClient:
         if engine is None or self._status != "ready":
             raise EngineUnavailableError(f"the engine is {self.status}; try again in a moment", retry_after=2.0)
         key = next(self._keys)
-        stream = RequestStream(request.request_id, request.sampling.n)
+        stream = RequestStream(request.request_id, request.sampling.n, len(request.prompt) // TOKEN_BYTES)
         if not self._waiting_for_engine:
             self._last_progress = time.monotonic()
         try:
@@ -203,14 +233,40 @@ class ProcessEngineClient:
             self._streams[key].drop(index)
             self._engine.send(EndSequence(key, index))
 
+    def abort(self, request_id: str) -> bool:
+        key = self._open_keys.get(request_id)
+        if key is None or self._streams[key].done or self._engine is None:
+            return False
+        self._engine.send(AbortRequests([key]))
+        self._streams[key].fail(AbortedError("the request was aborted, as somebody asked for"))
+        return True
+
     async def check_integrity(self) -> list[str]:
+        return (await self._ask(CheckIntegrity(), IntegrityReport)).problems
+
+    async def pin(self, prompt: bytes, ttl: float, *, tenant: str, cache_salt: str = "") -> PinInfo | None:
+        report = await self._ask(AddPin(prompt, ttl, cache_salt, tenant), PinReport)
+        return report.pins[0] if report.pins else None
+
+    async def pins(self) -> list[PinInfo]:
+        return (await self._ask(ListPins(), PinReport)).pins
+
+    async def unpin(self, number: int) -> bool:
+        return bool((await self._ask(DropPin(number), PinReport)).pins)
+
+    async def _ask(self, question: Question, kind: type[AnswerT]) -> AnswerT:
+        """The engine's answer, which is of this kind."""
         if self._engine is None or self._status != "ready":
-            raise EngineUnavailableError(f"the engine is {self.status}")
+            raise EngineUnavailableError(f"the engine is {self.status}; try again in a moment", retry_after=2.0)
         ticket = next(self._keys)
-        answer = self._tickets[ticket] = asyncio.get_running_loop().create_future()
-        self._engine.send(CheckIntegrity(ticket))
-        problems: list[str] = await answer
-        return problems
+        self._tickets[ticket] = asyncio.get_running_loop().create_future()
+        try:
+            self._engine.send(msgspec.structs.replace(question, ticket=ticket))
+            answer = await self._tickets[ticket]
+        finally:
+            del self._tickets[ticket]
+        assert isinstance(answer, kind), f"{type(answer).__name__} is no answer to {type(question).__name__}"
+        return answer
 
     async def close(self) -> None:
         self._status = "stopped"
@@ -269,7 +325,6 @@ class ProcessEngineClient:
         for answer in self._tickets.values():
             if not answer.done():
                 answer.set_exception(failure)
-        self._tickets.clear()
 
     # ── what the engine says ──────────────────────────────────────────────────────────────────────────────
 
@@ -280,10 +335,11 @@ class ProcessEngineClient:
             case Rejected():
                 if stream := self._streams.get(message.key):
                     stream.fail(_rejection(message))
-            case IntegrityReport():
-                answer = self._tickets.pop(message.ticket, None)
-                if answer is not None and not answer.done():
-                    answer.set_result(message.problems)
+                elif answer := self._unanswered(message.key):
+                    answer.set_exception(_rejection(message))
+            case IntegrityReport() | PinReport():
+                if answer := self._unanswered(message.ticket):
+                    answer.set_result(message)
 
     def _handle_step(self, output: StepOutput) -> None:
         if output.streams or output.finished or (output.stats is not None and output.stats.steps != self._stats.steps):
@@ -293,6 +349,7 @@ class ProcessEngineClient:
         for number, cached_tokens in output.started:
             if found := self._find(number):
                 found[0].start(found[1], cached_tokens)
+        self._take_extras(output)
         streams = np.frombuffer(output.streams, dtype=np.int64).tolist()
         tokens = np.frombuffer(output.tokens, dtype=np.int32).tolist()
         for number, token in zip(streams, tokens, strict=True):
@@ -301,6 +358,23 @@ class ProcessEngineClient:
         for end in output.finished:
             if found := self._find(end.stream):
                 found[0].end(found[1], end)
+
+    def _take_extras(self, output: StepOutput) -> None:
+        """What was asked for beside tokens; it comes before the tokens that it belongs to."""
+        for scores in output.scores:
+            if found := self._find(scores.stream):
+                found[0].score(found[1], scores)
+        for number, vector in output.embeddings:
+            if found := self._find(number):
+                found[0].embed(vector)
+        for number, pin in output.pinned:
+            if found := self._find(number):
+                found[0].pin(pin)
+
+    def _unanswered(self, ticket: int) -> asyncio.Future[Answer] | None:
+        """Where the answer to a question is waited for; None if nobody does (any more)."""
+        answer = self._tickets.get(ticket)
+        return None if answer is None or answer.done() else answer
 
     def _find(self, number: int) -> tuple[RequestStream, int] | None:
         """The stream and index of a sequence; None if its reader has left."""
@@ -313,9 +387,10 @@ def _rejection(message: Rejected) -> OctavoError:
     kind = getattr(octavo.errors, message.kind)
     if kind is NeverFitsError:
         return NeverFitsError(message.message, largest=message.largest, param=message.param)
-    if kind is QueueFullError:
-        return QueueFullError(message.message)
     if issubclass(kind, octavo.errors.ClientError):
         error: OctavoError = kind(message.message, param=message.param)
-        return error
-    return octavo.errors.RequestFailedError(message.message)
+    elif issubclass(kind, octavo.errors.CapacityError):
+        error = kind(message.message)
+    else:
+        error = octavo.errors.RequestFailedError(message.message)
+    return error

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from octavo.block_manager.tiers import Tiers, TransferOutcome
 from octavo.block_manager.windowed import WindowedBlockManager
 from octavo.config import EngineConfig
 from octavo.engine.batch import InputBuffers
+from octavo.engine.device import choose_device, device_name
 from octavo.engine.disk_store import DiskStore
+from octavo.engine.grammar_compiler import GrammarTokenizer
+from octavo.engine.grammars import Grammars
 from octavo.engine.kv_cache import KVCache
 from octavo.engine.memory import PoolPlan, free_host_memory, numbers_in_words, plan_pool, report
 from octavo.engine.messages import AddRequest, EngineInfo, EngineStats
@@ -32,6 +36,7 @@ from octavo.models.loader import load_model
 from octavo.models.shape import ModelShape
 from octavo.scheduler.plan import StepPlan, StepResult
 from octavo.scheduler.scheduler import Scheduler
+from octavo.scheduler.streams import split_stream
 from octavo.scheduler.tenants import Tenants
 
 log = logging.getLogger(__name__)
@@ -44,13 +49,14 @@ class EngineCore:
 
     Attributes:
         info: What is being served.
-        scheduler: Plans the steps. runner: executes them.
+        scheduler: Plans the steps. runner: executes them. grammars: what requests have to follow.
     """
 
-    def __init__(self, info: EngineInfo, scheduler: Scheduler, runner: ModelRunner) -> None:
+    def __init__(self, info: EngineInfo, scheduler: Scheduler, runner: ModelRunner, grammars: Grammars) -> None:
         self.info = info
         self.scheduler = scheduler
         self.runner = runner
+        self.grammars = grammars
         self._step_seconds = 0.0
 
     @classmethod
@@ -68,7 +74,7 @@ class EngineCore:
             SetupError: The weights, the options or the memory do not do.
         """
         shape = ModelShape.read(folder, trust_remote_code=config.model.trust_remote_code)
-        device = _choose_device(config.execution.device)
+        device = choose_device(config.execution.device)
         threads = _set_threads(config.execution.threads)
         dtype = shape.served_dtype(config.model.dtype)
         backend = select_backend(device, config.execution.attention_backend)
@@ -95,15 +101,17 @@ class EngineCore:
         free = _free_memory(device)
         pool = plan_pool(config, shape, free=free, free_host=free_host_memory(), device=device.type)
         scheduler = _build_scheduler(config, shape, pool)
-        runner = _build_runner(config, pool, scheduler, decoder, backend)
+        grammars = Grammars(scheduler.rows, GrammarTokenizer(folder, shape.vocab_size, shape.eos_token_ids))
+        runner = _build_runner(config, pool, scheduler, decoder, backend, grammars)
         progress("preparing kernels (compiled on first use)")
         runner.warm_up()
         for timing in runner.measure_transfers():
             scheduler.state.costs.observe_transfer(timing)
-        where = f"{_device_name(device)} · {threads} threads · {backend.name} attention"
+        where = f"{device_name(device)} · {threads} threads · {backend.name} attention"
         info = EngineInfo(
             model_name=name,
             vocab_size=shape.vocab_size,
+            hidden_size=shape.hidden_size,
             max_model_len=pool.max_model_len,
             eos_token_ids=list(shape.eos_token_ids),
             block_size=config.cache.block_size,
@@ -114,7 +122,7 @@ class EngineCore:
             attention_backend=backend.name,
             report=report(pool, config, shape, name=name, where=where, weight_bytes=decoder.weight_bytes),
         )
-        return cls(info, scheduler, runner)
+        return cls(info, scheduler, runner, grammars)
 
     @property
     def has_work(self) -> bool:
@@ -133,6 +141,8 @@ class EngineCore:
             ClientError: It is malformed or can never fit.
             QueueFullError: Too many wait already.
         """
+        if request.sampling.grammar is not None:
+            self.grammars.check(request.sampling.grammar)
         self.scheduler.add(
             request.key,
             np.frombuffer(request.prompt, dtype=np.int32),
@@ -184,7 +194,14 @@ class EngineCore:
             self.scheduler.fail(left, "interrupted")
             raise
         self.scheduler.observe(left, time.monotonic() - started, outcome.timings)
-        return self.scheduler.update(left, sampled)
+        result = self.scheduler.update(left, sampled)
+        return self._give_up_on_grammars(result) if self.grammars.failures else result
+
+    def _give_up_on_grammars(self, result: StepResult) -> StepResult:
+        """Ends the requests whose grammars cannot go on: what was sampled for them in this step means nothing."""
+        failures = {split_stream(stream)[0]: error for stream, error in self.grammars.take_failures().items()}
+        ended = [self.scheduler.give_up(key, failures[key]) for key in failures.keys() & self.scheduler.state.requests]
+        return replace(result, finished=(*result.finished, *ended))
 
     def _transfer(self, plan: StepPlan) -> TransferOutcome:
         """Runs the copies between tiers; what fails unexpectedly counts as lost, and the step goes on without it."""
@@ -243,7 +260,12 @@ def _build_scheduler(config: EngineConfig, shape: ModelShape, pool: PoolPlan) ->
 
 
 def _build_runner(
-    config: EngineConfig, pool: PoolPlan, scheduler: Scheduler, decoder: Decoder, backend: Backend
+    config: EngineConfig,
+    pool: PoolPlan,
+    scheduler: Scheduler,
+    decoder: Decoder,
+    backend: Backend,
+    grammars: Grammars,
 ) -> ModelRunner:
     shape, folder = decoder.shape, config.cache.swap_dir
     int8 = config.cache.kv_cache_dtype == "int8"
@@ -266,14 +288,8 @@ def _build_runner(
         max_num_seqs=config.scheduler.max_num_seqs,
         device=decoder.device,
     )
-    return ModelRunner(decoder, kv_cache, inputs, Sampler(scheduler.rows, list(shape.eos_token_ids)))
-
-
-def _choose_device(requested: str) -> torch.device:
-    available = torch.cuda.is_available()
-    if requested == "cuda" and not available:
-        raise ConfigError("--device cuda: torch finds no CUDA device here; use cpu, or auto to take what there is")
-    return torch.device("cuda" if available and requested != "cpu" else "cpu")
+    sampler = Sampler(scheduler.rows, list(shape.eos_token_ids))
+    return ModelRunner(decoder, kv_cache, inputs, sampler, scheduler.rows, grammars)
 
 
 def _set_threads(requested: int | None) -> int:
@@ -284,7 +300,3 @@ def _set_threads(requested: int | None) -> int:
 
 def _free_memory(device: torch.device) -> int:
     return free_host_memory() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
-
-
-def _device_name(device: torch.device) -> str:
-    return "CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)

@@ -23,7 +23,7 @@ class IncrementalDetokenizer:
         stop: Strings that end the text. The one that is complete first wins; of two that are complete at the
             same character, the longer.
         include_stop_str_in_output: Keep the stop string at the end of the text.
-        skip_special_tokens: Leave control tokens out of the text.
+        skip_special_tokens: Leave control tokens out of the text, except those in ``kept``.
         min_tokens: Tokens before stop strings are looked for.
 
     Attributes:
@@ -38,10 +38,12 @@ class IncrementalDetokenizer:
         stop: Sequence[str] = (),
         include_stop_str_in_output: bool = False,
         skip_special_tokens: bool = True,
+        kept: frozenset[int] = frozenset(),
         min_tokens: int = 0,
     ) -> None:
         self.num_tokens = 0
-        self._stream = _token_stream(tokenizer, skip_special_tokens)
+        skipped = tokenizer.special_token_ids - kept if skip_special_tokens else frozenset[int]()
+        self._stream = _token_stream(tokenizer, skipped)
         self._matcher = _StopMatcher(stop, include_stop_str_in_output)
         self._min_tokens = min_tokens
 
@@ -77,8 +79,7 @@ class _TokenStream(Protocol):
     def flush(self) -> str: ...
 
 
-def _token_stream(tokenizer: Tokenizer, skip_special_tokens: bool) -> _TokenStream:
-    skipped = tokenizer.special_token_ids if skip_special_tokens else frozenset()
+def _token_stream(tokenizer: Tokenizer, skipped: frozenset[int]) -> _TokenStream:
     if tokenizer.token_bytes is not None:
         return _ByteStream(tokenizer.token_bytes, skipped)
     return _WindowStream(tokenizer, skipped)

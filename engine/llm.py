@@ -12,11 +12,12 @@ from octavo.block_manager.pins import Pin
 from octavo.config import DEFAULT_MODEL, EngineConfig
 from octavo.engine.core import EngineCore
 from octavo.engine.detokenizer import IncrementalDetokenizer
-from octavo.engine.messages import AddRequest, EngineInfo, EngineStats
+from octavo.engine.messages import AddRequest, EngineInfo, EngineStats, TokenLogprob
 from octavo.engine.prepare import prepare_model
+from octavo.engine.scores import packed_scores, unpacked_scores
 from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import InvalidRequestError, PinBudgetError, RequestFailedError
-from octavo.scheduler.plan import StepResult
+from octavo.scheduler.plan import Scores, StepResult
 from octavo.scheduler.request import FinishReason
 from octavo.scheduler.sampling import SamplingParams
 from octavo.scheduler.streams import split_stream, stream_of
@@ -35,6 +36,7 @@ class Output:
         token_ids: All sampled tokens, a stop token included.
         finish_reason: "stop" or "length".
         logprob: Of all its tokens together, where it was chosen by that (``best_of``, beam search).
+        logprobs: Of each of ``token_ids``, if they were asked for.
     """
 
     index: int
@@ -42,6 +44,7 @@ class Output:
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     logprob: float | None = None
+    logprobs: list[TokenLogprob] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -51,11 +54,15 @@ class RequestOutput:
     Attributes:
         prompt_token_ids: The prompt as the model saw it.
         outputs: n continuations. cached_tokens: the prompt's prefix hit.
+        prompt_logprobs: Of the prompt's tokens by position, from the second on, if they were asked for.
+        embedding: Of the prompt, ``hidden_size`` numbers, if ``pooling`` was asked for; not normalized.
     """
 
     prompt_token_ids: list[int]
     outputs: list[Output]
     cached_tokens: int = 0
+    prompt_logprobs: dict[int, TokenLogprob] = field(default_factory=dict)
+    embedding: list[float] | None = None
 
     @property
     def text(self) -> str:
@@ -272,6 +279,12 @@ class LLM:
             key, index = split_stream(number)
             if jobs[key].push(index, token, hidden=number in stop_tokens):
                 self.core.end_sequence(key, index)
+        for scores in result.scores:
+            key, index = split_stream(scores.stream)
+            jobs[key].score(index, scores)
+        for embedding in result.embeddings:
+            key, _ = split_stream(embedding.stream)
+            jobs[key].output.embedding = embedding.vector.tolist()
         for end in result.finished:
             key, index = split_stream(end.stream)
             if end.reason is FinishReason.ERROR:
@@ -307,6 +320,14 @@ class _Job:
             return False
         self.end(index, "stop")
         return True
+
+    def score(self, index: int, scores: Scores) -> None:
+        """Takes log-probabilities of the token that came with them, or of some of the prompt."""
+        found, output = unpacked_scores(packed_scores(scores)), self.output.outputs[index]
+        if scores.position >= len(self.output.prompt_token_ids):
+            output.logprobs += found[: len(output.token_ids) - len(output.logprobs)]
+        elif index == 0:
+            self.output.prompt_logprobs.update(enumerate(found, scores.position))
 
     def end(self, index: int, reason: str) -> None:
         """Closes a sequence; one that a stop string has closed stays as it is."""

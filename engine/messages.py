@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -54,7 +54,7 @@ class AddRequest(msgspec.Struct, frozen=True, tag="add"):
         cache_salt: Prefix-cache namespace; requests with different salts never share blocks. "" is the common one.
         tenant: Whose request it is; "" is the default tenant. Tenants never share blocks.
         priority: Smaller is more urgent, under ``--policy priority``.
-        pin_ttl: Seconds for which to pin the prompt once it is computed; None for not at all.
+        pin_ttl: Seconds for which to pin the prompt once it is computed, if pins may take so much; None for not at all.
         arrival: Seconds on this machine's monotonic clock at which the front end received the request.
         key: The number under which the engine answers; the engine client sets it.
     """
@@ -90,7 +90,60 @@ class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
 class CheckIntegrity(msgspec.Struct, frozen=True, tag="check"):
     """Front end → engine: verify every invariant of the pool between two steps; answered by `IntegrityReport`."""
 
-    ticket: int
+    ticket: int = 0
+
+
+class AddPin(msgspec.Struct, frozen=True, tag="pin"):
+    """Front end → engine: pin a prefix, if it is cached; answered by a `PinReport` of the pin, or of none.
+
+    Attributes:
+        prompt, cache_salt, tenant: As in `AddRequest`.
+        ttl: Seconds.
+    """
+
+    prompt: bytes
+    ttl: float
+    cache_salt: str = ""
+    tenant: str = ""
+    ticket: int = 0
+
+
+class ListPins(msgspec.Struct, frozen=True, tag="pins"):
+    """Front end → engine: which pins are there? Answered by a `PinReport`, what expires next first."""
+
+    ticket: int = 0
+
+
+class DropPin(msgspec.Struct, frozen=True, tag="unpin"):
+    """Front end → engine: let a pin go; answered by a `PinReport` of what it was, or of none."""
+
+    number: int
+    ticket: int = 0
+
+
+class TokenLogprob(NamedTuple):
+    """What is known about one token in its place.
+
+    Attributes:
+        logprob: Its log-probability in the model's own distribution, natural.
+        rank: 1 if no token is likelier.
+        top: The likeliest tokens in its place and their log-probabilities, likeliest first; as many as were asked for.
+    """
+
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class TokenScores(msgspec.Struct, frozen=True, array_like=True):
+    """`octavo.scheduler.plan.Scores` as a message: float32 and int32 bytes."""
+
+    stream: int
+    position: int
+    logprobs: bytes
+    ranks: bytes
+    top_tokens: bytes
+    top_logprobs: bytes
 
 
 class SequenceDelta(msgspec.Struct, frozen=True):
@@ -104,6 +157,10 @@ class SequenceDelta(msgspec.Struct, frozen=True):
         stop_token_id: The token that ended the sequence, when finish_reason is "stop".
         cached_tokens: Prompt tokens whose KV came from the prefix cache.
         error: What failed, when finish_reason is "error".
+        logprobs: One for each of ``token_ids``, if the request asked for them.
+        prompt_logprobs: The same for the prompt's tokens, by their positions; those that are new.
+        embedding: The prompt's vector, float32 bytes, if the request asked for it.
+        pin: The number of the prompt's pin, if one was asked for; 0: there was no room for it.
     """
 
     request_id: str
@@ -113,6 +170,10 @@ class SequenceDelta(msgspec.Struct, frozen=True):
     stop_token_id: int | None = None
     cached_tokens: int = 0
     error: str | None = None
+    logprobs: list[TokenLogprob] = []
+    prompt_logprobs: dict[int, TokenLogprob] = {}
+    embedding: bytes | None = None
+    pin: int | None = None
 
 
 class TierBlocks(msgspec.Struct, frozen=True, array_like=True):
@@ -210,6 +271,7 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
 
     Attributes:
         model_name: Name or path the operator gave. vocab_size: token ids lie in ``[0, vocab_size)``.
+        hidden_size: Numbers in a token's hidden state, and in an embedding.
         max_model_len: Longest prompt + output, in tokens. eos_token_ids: the model's end-of-sequence tokens.
         block_size, num_blocks: Shape of the KV pool. max_num_seqs: the largest batch.
         device, dtype, attention_backend: What ``auto`` came to mean.
@@ -218,6 +280,7 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
 
     model_name: str
     vocab_size: int
+    hidden_size: int
     max_model_len: int
     eos_token_ids: list[int]
     block_size: int
@@ -253,6 +316,9 @@ class StepOutput(msgspec.Struct, frozen=True, tag="step"):
         tokens: int32 bytes; ``tokens[i]`` goes to ``streams[i]``.
         started: (stream, prefix hit in tokens) of sequences that got their first token.
         finished: Sequences that ended.
+        scores: Log-probabilities, for requests that asked for them.
+        embeddings: (stream, float32 bytes) of prompts whose vectors were asked for.
+        pinned: (stream, pin number) of prompts that were to be pinned; 0 if there was no room.
         stats: The state after the step; sent at a bounded rate.
     """
 
@@ -261,10 +327,17 @@ class StepOutput(msgspec.Struct, frozen=True, tag="step"):
     started: list[tuple[int, int]]
     finished: list[StreamEnd]
     stats: EngineStats | None = None
+    scores: list[TokenScores] = []
+    embeddings: list[tuple[int, bytes]] = []
+    pinned: list[tuple[int, int]] = []
 
 
 class Rejected(msgspec.Struct, frozen=True, tag="rejected"):
-    """Engine → front end: a request was not taken. ``kind`` is the class name in `octavo.errors`."""
+    """Engine → front end: a request was not taken, or a question not answered.
+
+    Attributes:
+        key: The request's, or the question's ticket. kind: the class name in `octavo.errors`.
+    """
 
     key: int
     kind: str
@@ -286,5 +359,31 @@ class IntegrityReport(msgspec.Struct, frozen=True, tag="integrity"):
     problems: list[str]
 
 
-ToEngine = AddRequest | AbortRequests | EndSequence | Shutdown | CheckIntegrity
-FromEngine = LoadProgress | EngineInfo | StartFailed | StepOutput | Rejected | Heartbeat | IntegrityReport
+class PinInfo(msgspec.Struct, frozen=True):
+    """A pin, as it is seen from outside.
+
+    Attributes:
+        number: Names it, for as long as the engine lives. tenant: whose it is.
+        num_tokens, num_blocks: What it keeps; pins that begin alike keep their common blocks together.
+        expires_in: Seconds that are left to it.
+    """
+
+    number: int
+    tenant: str
+    num_tokens: int
+    num_blocks: int
+    expires_in: float
+
+
+class PinReport(msgspec.Struct, frozen=True, tag="pinned"):
+    """Engine → front end: answer to all that is asked about pins: those that the question was about."""
+
+    ticket: int
+    pins: list[PinInfo]
+
+
+# The engine's client sets a question's ticket, and is answered under it.
+Question = CheckIntegrity | AddPin | ListPins | DropPin
+Answer = IntegrityReport | PinReport
+ToEngine = AddRequest | AbortRequests | EndSequence | Shutdown | Question
+FromEngine = LoadProgress | EngineInfo | StartFailed | StepOutput | Rejected | Heartbeat | Answer

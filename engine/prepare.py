@@ -13,7 +13,7 @@ from octavo.models.checkpoint import Checkpoint
 from octavo.models.resolve import resolve
 from octavo.models.shape import SERVED_DTYPES, ModelShape
 
-_GPU_DRIVER = Path("/dev/nvidiactl")
+GPU_DRIVER = Path("/dev/nvidiactl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def prepare_model(config: EngineConfig, progress: Callable[[str], None] = lambda
     shape = ModelShape.read(found.path, trust_remote_code=config.model.trust_remote_code)
     if config.model.load_format == "auto":
         Checkpoint(found.path, shape)
-    if config.execution.device == "cpu" or (config.execution.device == "auto" and not _GPU_DRIVER.exists()):
+    if config.execution.device == "cpu" or (config.execution.device == "auto" and not GPU_DRIVER.exists()):
         # A GPU's memory is measured by the engine; asking for it takes torch.
         weights = shape.num_parameters * SERVED_DTYPES[shape.served_dtype(config.model.dtype)]
         free = free_host_memory() - weights

@@ -15,6 +15,7 @@ import os
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,11 @@ from octavo.engine.messages import (
     ALIVE_SUFFIX,
     AbortRequests,
     AddRequest,
-    CheckIntegrity,
     EndSequence,
     FromEngine,
     Heartbeat,
-    IntegrityReport,
     LoadProgress,
+    Question,
     Rejected,
     Shutdown,
     Start,
@@ -41,10 +41,14 @@ from octavo.engine.messages import (
     StreamEnd,
     ToEngine,
 )
+from octavo.engine.questions import answer
+from octavo.engine.scores import packed_scores
 from octavo.errors import CapacityError, ClientError, NeverFitsError, SetupError
 from octavo.scheduler.plan import StepResult
+from octavo.scheduler.sampling import SamplingParams
 
 HEARTBEAT_SECONDS = 0.2
+_COMPILE_POLL_MS = 2
 STATS_SECONDS = 0.1
 
 
@@ -60,6 +64,8 @@ class EngineLoop:
         self._socket = socket
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
         self._stopping = False
+        # By key, until their grammars are ready.
+        self._compiling: dict[int, tuple[AddRequest, Future[None]]] = {}
         self._next_stats = 0.0
 
     def run(self) -> None:
@@ -70,40 +76,48 @@ class EngineLoop:
                 self._send_result(self._core.step())
 
     def _take_messages(self) -> None:
-        if not self._core.has_work:
+        if not self._core.has_work and not self._compiling:
             self._send_stats()
             self._socket.poll()  # nothing to do until somebody wants something
-        while self._socket.poll(0):
+        while self._socket.poll(_COMPILE_POLL_MS if self._compiling and not self._core.has_work else 0):
             self._handle(self._decoder.decode(self._socket.recv()))
+        for key in [key for key, (_, compiled) in self._compiling.items() if compiled.done()]:
+            self._add(*self._compiling.pop(key))
 
     def _handle(self, message: ToEngine) -> None:
         match message:
+            case AddRequest(sampling=SamplingParams(grammar=str(grammar))):
+                self._compiling[message.key] = message, self._core.grammars.prepare(grammar)
             case AddRequest():
                 self._add(message)
             case AbortRequests():
-                self._core.abort(message.keys)
+                waiting = [key for key in message.keys if self._compiling.pop(key, None) is not None]
+                self._core.abort(key for key in message.keys if key not in waiting)
             case EndSequence():
                 self._core.end_sequence(message.key, message.index)
-            case CheckIntegrity():
-                send(self._socket, IntegrityReport(message.ticket, self._core.check_integrity()))
             case Shutdown():
                 self._stopping = True
+            case _:
+                self._answer(message)
 
-    def _add(self, request: AddRequest) -> None:
+    def _add(self, request: AddRequest, compiled: Future[None] | None = None) -> None:
         try:
+            if compiled is not None:
+                compiled.result()
             self._core.add(request)
-        except (ClientError, CapacityError) as error:
-            largest = error.largest if isinstance(error, NeverFitsError) else 0
-            param = error.param if isinstance(error, ClientError) else None
-            send(self._socket, Rejected(request.key, type(error).__name__, str(error), param, largest))
         except Exception as error:  # one request may never end the engine
-            logging.getLogger(__name__).exception("request %d could not be added", request.key)
-            send(self._socket, Rejected(request.key, "RequestFailedError", f"{type(error).__name__}: {error}"))
+            send(self._socket, _rejection(request.key, error))
+
+    def _answer(self, question: Question) -> None:
+        try:
+            send(self._socket, answer(self._core, question))
+        except Exception as error:
+            send(self._socket, _rejection(question.ticket, error))
 
     def _send_result(self, result: StepResult) -> None:
         now = time.monotonic()
         due = now >= self._next_stats
-        if not due and not len(result.streams) and not result.finished:
+        if not due and not len(result.streams) and not result.finished and not result.scores:
             return
         send(
             self._socket,
@@ -113,6 +127,9 @@ class EngineLoop:
                 started=list(result.started),
                 finished=[StreamEnd(f.stream, str(f.reason), f.stop_token_id, f.error) for f in result.finished],
                 stats=self._core.stats() if due else None,
+                scores=[packed_scores(scores) for scores in result.scores],
+                embeddings=[(embedding.stream, embedding.vector.tobytes()) for embedding in result.embeddings],
+                pinned=list(result.pinned),
             ),
         )
         if due:
@@ -143,6 +160,16 @@ class _Heart(threading.Thread):
                 socket.send(msgspec.msgpack.encode(Heartbeat(beats)), zmq.NOBLOCK)
             time.sleep(HEARTBEAT_SECONDS)
         os._exit(1)  # orphaned: nobody will ever ask for anything again
+
+
+def _rejection(key: int, error: Exception) -> Rejected:
+    """Tells why a request or a question came to nothing; what nobody raised on purpose is logged."""
+    if not isinstance(error, ClientError | CapacityError):
+        logging.getLogger(__name__).error("message %d could not be handled", key, exc_info=error)
+        return Rejected(key, "RequestFailedError", f"{type(error).__name__}: {error}")
+    largest = error.largest if isinstance(error, NeverFitsError) else 0
+    param = error.param if isinstance(error, ClientError) else None
+    return Rejected(key, type(error).__name__, str(error), param, largest)
 
 
 def send(socket: zmq.Socket[bytes], message: FromEngine) -> None:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from octavo.block_manager.tiers import Transfer, TransferOutcome, TransferTiming
 from octavo.engine.batch import InputBuffers
+from octavo.engine.grammars import Grammars
 from octavo.engine.kv_cache import KVCache
+from octavo.engine.pooling import Pooler
 from octavo.engine.sampler import Sampler
 from octavo.kernels.attention import PagedBatch
 from octavo.models.decoder import Decoder
-from octavo.scheduler.plan import Sampled, StepPlan
+from octavo.scheduler.plan import Sampled, Scores, StepPlan
+from octavo.scheduler.rows import Rows
+
+# Positions of a prompt whose logits are worked out at once, where log-probabilities of prompts are asked for.
+_SCORED_AT_ONCE = 32
 
 
 class ModelRunner:
@@ -21,13 +29,25 @@ class ModelRunner:
 
     Args:
         decoder: The model. kv_cache: its KV tensors. inputs: fills a step's tensors. sampler: chooses tokens.
+        rows: The scheduler's running sequences. grammars: what they have to follow.
     """
 
-    def __init__(self, decoder: Decoder, kv_cache: KVCache, inputs: InputBuffers, sampler: Sampler) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        kv_cache: KVCache,
+        inputs: InputBuffers,
+        sampler: Sampler,
+        rows: Rows,
+        grammars: Grammars,
+    ) -> None:
         self._decoder = decoder
         self._kv_cache = kv_cache
         self._inputs = inputs
         self._sampler = sampler
+        self._rows = rows
+        self._grammars = grammars
+        self._pooler = Pooler(rows)
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -65,13 +85,30 @@ class ModelRunner:
     def execute(self, plan: StepPlan) -> Sampled:
         """Runs one step and returns what it sampled for each of ``plan.sample_rows``."""
         self._kv_cache.copy(plan.copies)
+        masks = self._grammars.begin(plan.sample_rows)
         step = self._inputs.build(plan)
         batches = [step.paged[group] for group in self._kv_cache.group_of_layer]
         hidden = self._decoder.forward(step.input_ids, step.positions, self._kv_cache.layers, batches)
+        scores, embeddings = tuple(self._score_prompts(plan, hidden)), self._pooler.take(plan, hidden)
         if not len(plan.sample_from):
             # Nothing below waits for the GPU, and the next step overwrites the buffers that this one still reads.
             if hidden.is_cuda:
                 torch.cuda.current_stream().synchronize()
-            return Sampled(np.empty(0, dtype=np.int32))
+            return Sampled(np.empty(0, dtype=np.int32), scores=scores)
         logits = self._decoder.logits(hidden[step.last_tokens])
-        return self._sampler.sample(logits, plan.sample_rows)
+        allowed = None if masks is None else masks.result().to(logits.device)
+        sampled = self._sampler.sample(logits, plan.sample_rows, allowed)
+        if scores or embeddings:
+            return replace(sampled, scores=scores + sampled.scores, embeddings=embeddings)
+        return sampled
+
+    def _score_prompts(self, plan: StepPlan, hidden: Tensor) -> Iterator[Scores]:
+        """Log-probabilities of the prompt's tokens that follow those of this step, for requests that ask for them."""
+        rows = self._rows
+        for i in np.flatnonzero(rows.num_prompt_logprobs[plan.rows] >= 0).tolist():
+            row, start = int(plan.rows[i]), int(plan.starts[i])
+            end = min(start + int(plan.query_lens[i]), int(rows.prompt_len[row]) - 1)
+            first = int(plan.query_lens[:i].sum()) - start  # of the step's tokens, the sequence's position 0
+            for at in range(start, end, _SCORED_AT_ONCE):
+                logits = self._decoder.logits(hidden[first + at : first + min(at + _SCORED_AT_ONCE, end)])
+                yield self._sampler.score_prompt(logits, row, at + 1)

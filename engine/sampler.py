@@ -16,12 +16,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from octavo.scheduler.plan import Sampled
+from octavo.engine.logits import change, changed_rows, forbid_early_stops
+from octavo.scheduler.plan import Sampled, Scores
 from octavo.scheduler.rows import Rows
 
 # Truncated rows (top-k, top-p, min-p) look at this many likeliest tokens first, and at all only if those do not
 # reach far enough: sorting a whole vocabulary costs more than a small model's decode step.
 _CANDIDATES = 256
+
+_SCORES = ("score_logprobs", "score_ranks", "score_tokens", "score_top_logprobs")  # as in `Scores`
 
 
 def uniforms(seeds: npt.NDArray[np.uint64], positions: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
@@ -59,47 +62,70 @@ class Sampler:
         self._rows = rows
         self._eos = eos_token_ids
 
-    def sample(self, logits: Tensor, rows: npt.NDArray[np.int32]) -> Sampled:
+    def sample(self, logits: Tensor, rows: npt.NDArray[np.int32], masks: Tensor | None = None) -> Sampled:
         """Chooses the next token of each row.
 
         Args:
             logits: float32 ``[num_samples, vocab_size]``; may be written to.
             rows: int32 ``[num_samples]``, the sequences' rows.
+            masks: What grammars allow; see `octavo.engine.logits.change`.
 
         Returns:
             Arrays on the host, which cross over to it in one transfer.
         """
-        self._forbid_early_stops(logits, rows)
+        forbid_early_stops(logits, self._rows, rows, self._eos)
+        own = logits
+        if changed_rows(self._rows, rows).any():
+            told = self._rows.wants_logprobs[rows] | (self._rows.num_logprobs[rows] >= 0)
+            own = logits.clone() if told.any() else logits  # log-probabilities are the model's own
+            change(logits, self._rows, rows, masks)
         tokens = logits.argmax(dim=-1)
         sampled = np.flatnonzero((self._rows.temperature[rows] > 0) & (self._rows.beam_width[rows] == 0))
         if len(sampled):
             where = torch.from_numpy(sampled).to(logits.device)
             tokens[where] = self._sample_randomly(logits[where], rows[sampled])
-        return self._answer(logits, tokens, rows)
+        return self._answer(own, logits, tokens, rows)
 
-    def _forbid_early_stops(self, logits: Tensor, rows: npt.NDArray[np.int32]) -> None:
-        for i in np.flatnonzero(self._rows.num_tokens[rows] < self._rows.min_len[rows]).tolist():
-            owner = self._rows.owner[rows[i]]
-            assert owner is not None
-            sampling = owner.request.sampling
-            stops = [*sampling.stop_token_ids, *([] if sampling.ignore_eos else self._eos)]
-            logits[i, stops] = -torch.inf
-
-    def _answer(self, logits: Tensor, tokens: Tensor, rows: npt.NDArray[np.int32]) -> Sampled:
-        beam_widths = self._rows.beam_width[rows]
+    def _answer(self, own: Tensor, logits: Tensor, tokens: Tensor, rows: npt.NDArray[np.int32]) -> Sampled:
+        beam_widths, tops = self._rows.beam_width[rows], self._rows.num_logprobs[rows]
         wanted, beams = np.flatnonzero(self._rows.wants_logprobs[rows]), np.flatnonzero(beam_widths)
+        scored = np.flatnonzero(tops >= 0)
         found = {"tokens": tokens.to(torch.int32)}
         if len(wanted):
-            found["logprobs"] = _logprobs(_take(logits, wanted), _take(tokens, wanted).unsqueeze(-1))
+            found["logprobs"] = _logprobs(_take(own, wanted), _take(tokens, wanted).unsqueeze(-1))
         if len(beams):
             width = 2 * int(beam_widths.max())
             found["beam_tokens"], found["beam_logprobs"] = _likeliest(_take(logits, beams), width)
-        host = _to_host(found)
+        if len(scored):
+            found |= _score(_take(own, scored), _take(tokens, scored), int(tops.max()))
+        host: dict[str, Any] = _to_host(found)
         if len(wanted):
             logprobs = np.zeros(len(rows), dtype=np.float32)
             logprobs[wanted] = host["logprobs"].squeeze(-1)
             host["logprobs"] = logprobs
-        return Sampled(**host)
+        scores = self._scores(host, rows[scored]) if len(scored) else ()
+        return Sampled(**host, scores=scores)
+
+    def _scores(self, host: dict[str, npt.NDArray[Any]], rows: npt.NDArray[np.int32]) -> tuple[Scores, ...]:
+        """What was found out about these rows' tokens, taken out of ``host``."""
+        logprobs, ranks, top_tokens, top_logprobs = (host.pop(name) for name in _SCORES)
+        columns = self._rows.stream[rows], self._rows.num_tokens[rows], self._rows.num_logprobs[rows]
+        return tuple(
+            Scores(stream, at, logprobs[[i]], ranks[[i]], top_tokens[[i], :top], top_logprobs[[i], :top])
+            for i, (stream, at, top) in enumerate(zip(*(column.tolist() for column in columns), strict=True))
+        )
+
+    def score_prompt(self, logits: Tensor, row: int, start: int) -> Scores:
+        """Log-probabilities of a run of a sequence's known tokens.
+
+        Args:
+            logits: float32 ``[n, vocab_size]``, of the positions before each.
+            start: Position of the first of them.
+        """
+        tokens = torch.from_numpy(self._rows.token_ids[row, start : start + len(logits)]).to(logits.device)
+        width = int(self._rows.num_prompt_logprobs[row])
+        host = _to_host(_score(logits, tokens.long(), width))
+        return Scores(int(self._rows.stream[row]), start, *(host[name] for name in _SCORES))
 
     def _sample_randomly(self, logits: Tensor, rows: npt.NDArray[np.int32]) -> Tensor:
         columns, device = self._rows, logits.device
@@ -159,6 +185,14 @@ def _invert(weights: Tensor, numbers: Tensor) -> Tensor:
     cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
     choice = torch.searchsorted(cumulative, numbers * cumulative[:, -1:], right=True).squeeze(-1)
     return choice.clamp_(max=weights.shape[-1] - 1)
+
+
+def _score(logits: Tensor, tokens: Tensor, width: int) -> dict[str, Tensor]:
+    """The arrays of `Scores` for the token of each row."""
+    chosen = logits.gather(-1, tokens.unsqueeze(-1))
+    ranks = (logits > chosen).sum(dim=-1, keepdim=True, dtype=torch.int32) + 1
+    found = _logprobs(logits, tokens.unsqueeze(-1)).squeeze(-1), ranks.squeeze(-1), *_likeliest(logits, width)
+    return dict(zip(_SCORES, found, strict=True))
 
 
 def _logprobs(logits: Tensor, tokens: Tensor) -> Tensor:

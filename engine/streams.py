@@ -6,7 +6,8 @@ import asyncio
 from collections import defaultdict
 from collections.abc import AsyncGenerator
 
-from octavo.engine.messages import SequenceDelta, StreamEnd
+from octavo.engine.messages import SequenceDelta, StreamEnd, TokenLogprob, TokenScores
+from octavo.engine.scores import unpacked_scores
 
 
 class RequestStream:
@@ -15,15 +16,20 @@ class RequestStream:
     A slow reader gets fewer, longer deltas: tokens that pile up are merged per sequence.
 
     Args:
-        request_id: The front end's id. n: sequences to wait for.
+        request_id: The front end's id. n: sequences to wait for. prompt_len: tokens of the prompt.
     """
 
-    def __init__(self, request_id: str, n: int) -> None:
+    def __init__(self, request_id: str, n: int, prompt_len: int) -> None:
         self._request_id = request_id
         self._open = set(range(n))
         self._tokens: defaultdict[int, list[int]] = defaultdict(list)
         self._ends: dict[int, StreamEnd] = {}
         self._cached: dict[int, int] = {}
+        self._prompt_len = prompt_len
+        self._logprobs: defaultdict[int, list[TokenLogprob]] = defaultdict(list)
+        self._prompt_logprobs: dict[int, TokenLogprob] = {}
+        self._embedding: bytes | None = None
+        self._pin: int | None = None
         self._failure: Exception | None = None
         self._news = asyncio.Event()
 
@@ -42,6 +48,23 @@ class RequestStream:
         """Notes the prefix hit of a sequence that got its first token."""
         self._cached[index] = cached_tokens
 
+    def score(self, index: int, scores: TokenScores) -> None:
+        """Adds log-probabilities: of the token that comes with them, or of some of the prompt."""
+        found = unpacked_scores(scores)
+        if scores.position >= self._prompt_len:
+            if index in self._open:
+                self._logprobs[index] += found
+        elif index == 0:  # all sequences have the same prompt
+            self._prompt_logprobs.update(enumerate(found, scores.position))
+
+    def embed(self, vector: bytes) -> None:
+        """Notes the prompt's vector, which comes with the first token."""
+        self._embedding = vector
+
+    def pin(self, number: int) -> None:
+        """Notes the prompt's pin, which is made with the first token."""
+        self._pin = number
+
     def end(self, index: int, end: StreamEnd) -> None:
         """Ends one sequence; an error ends them all, dropped ones included."""
         if end.reason == "error":
@@ -57,6 +80,7 @@ class RequestStream:
         """Stops listening to one sequence; nothing happens if it has ended meanwhile."""
         self._open.discard(index)
         self._tokens.pop(index, None)
+        self._logprobs.pop(index, None)
         self._news.set()
 
     def fail(self, failure: Exception) -> None:
@@ -95,4 +119,12 @@ class RequestStream:
             stop_token_id=end.stop_token_id if end else None,
             cached_tokens=self._cached.get(index, 0),
             error=end.error if end else None,
+            logprobs=self._logprobs.pop(index, []),
+            prompt_logprobs=self._take_prompt_logprobs() if index == 0 else {},
+            embedding=self._embedding if index == 0 else None,
+            pin=self._pin if index == 0 else None,
         )
+
+    def _take_prompt_logprobs(self) -> dict[int, TokenLogprob]:
+        taken, self._prompt_logprobs = self._prompt_logprobs, {}
+        return taken

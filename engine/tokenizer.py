@@ -13,6 +13,10 @@ import tokenizers
 from octavo.engine.chat_template import ChatTemplate
 from octavo.errors import InvalidRequestError, ModelNotFoundError, SetupError
 
+# Names of chat templates, where a model has several.
+_DEFAULT = "default"
+_WITH_TOOLS = "tool_use"
+
 
 class Tokenizer:
     """Reads ``tokenizer.json``, ``tokenizer_config.json`` and ``chat_template.jinja`` of a model folder.
@@ -23,7 +27,10 @@ class Tokenizer:
     Attributes:
         vocab_size: One more than the largest token id.
         special_token_ids: Ids of control tokens, which ``skip_special_tokens`` leaves out of decoded text.
+        added_tokens: Tokens outside the vocabulary that was trained, control tokens among them: text → id.
         bos_token_id, eos_token_id: What the model folder declares, or None.
+        special_tokens: Texts of the special tokens that it gives names, such as ``eos_token``.
+        class_name: The class by which transformers knows the tokenizer, or None.
 
     Raises:
         ModelNotFoundError: The folder has no ``tokenizer.json``.
@@ -34,14 +41,16 @@ class Tokenizer:
         folder = Path(folder)
         self._tokenizer = _load(folder / "tokenizer.json")
         config = _read_config(folder / "tokenizer_config.json")
-        special_tokens = _special_tokens(config)
+        self.special_tokens = _special_tokens(config)
+        self.class_name: str | None = config.get("tokenizer_class")
         added = self._tokenizer.get_added_tokens_decoder()
         self.vocab_size: int = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
         self.special_token_ids = frozenset(id for id, token in added.items() if token.special)
-        self.bos_token_id = self._id_of(special_tokens.get("bos_token"))
-        self.eos_token_id = self._id_of(special_tokens.get("eos_token"))
+        self.bos_token_id = self._id_of(self.special_tokens.get("bos_token"))
+        self.eos_token_id = self._id_of(self.special_tokens.get("eos_token"))
         self._adds_bos: bool | None = config.get("add_bos_token")
-        self._chat_template = _chat_template(folder, config, special_tokens)
+        self.added_tokens: dict[str, int] = {token.content: id for id, token in added.items()}
+        self._chat_templates = _chat_templates(folder, config, self.special_tokens)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Returns the token ids of a text.
@@ -57,6 +66,15 @@ class Tokenizer:
         """Returns the text of token ids. Ids that name no token are left out."""
         text: str = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
         return text
+
+    def bytes_of(self, id: int) -> bytes:
+        """The bytes that a token stands for by itself; none if the id names no token."""
+        if self.token_bytes is not None:
+            return self.token_bytes[id] if id < len(self.token_bytes) else b""
+        token = self._tokenizer.id_to_token(id) or ""
+        if id in self.fallback_token_ids:
+            return bytes([int(token[3:5], 16)])
+        return token.replace("▁", " ").encode()  # SentencePiece's mark for a blank
 
     def has_token(self, id: int) -> bool:
         """True if the id names a token. A model's vocabulary may be padded beyond its tokenizer's."""
@@ -78,9 +96,17 @@ class Tokenizer:
         Raises:
             InvalidRequestError: The model has no chat template, or its template refuses these messages.
         """
-        if self._chat_template is None:
+        template = self._chat_templates.get(_WITH_TOOLS) if variables.get("tools") else None
+        template = template or self._chat_templates.get(_DEFAULT)
+        if template is None:
             raise InvalidRequestError("this model has no chat template; use /v1/completions with a plain prompt")
-        return self._chat_template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
+        return template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
+
+    @property
+    def chat_template(self) -> str:
+        """The source of the template that renders tools; empty if the model has none."""
+        template = self._chat_templates.get(_WITH_TOOLS) or self._chat_templates.get(_DEFAULT)
+        return template.source if template else ""
 
     def encode_chat(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
@@ -170,16 +196,21 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _chat_template(folder: Path, config: Mapping[str, Any], special_tokens: Mapping[str, str]) -> ChatTemplate | None:
+def _chat_templates(
+    folder: Path, config: Mapping[str, Any], special_tokens: Mapping[str, str]
+) -> dict[str, ChatTemplate]:
+    """The model's templates by name; most have one."""
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return ChatTemplate(path.read_text(encoding="utf-8"), special_tokens, origin=str(path))
-    source = config.get("chat_template")
-    if isinstance(source, list):
-        source = {entry.get("name"): entry.get("template") for entry in source}.get("default")
-    if source is None:
-        return None
-    return ChatTemplate(source, special_tokens, origin=str(folder / "tokenizer_config.json"))
+        return {_DEFAULT: ChatTemplate(path.read_text(encoding="utf-8"), special_tokens, origin=str(path))}
+    sources = config.get("chat_template") or {}
+    if isinstance(sources, list):
+        sources = {entry.get("name"): entry.get("template") for entry in sources}
+    elif isinstance(sources, str):
+        sources = {_DEFAULT: sources}
+    origin = str(folder / "tokenizer_config.json")
+    known = {name: sources[name] for name in (_DEFAULT, _WITH_TOOLS) if sources.get(name)}
+    return {name: ChatTemplate(source, special_tokens, origin=origin) for name, source in known.items()}
 
 
 def _byte_level_alphabet() -> dict[str, int]:

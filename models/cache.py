@@ -25,6 +25,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "octavo"
 
 
+def cached(name: str) -> Path | None:
+    """The cached folder of this name, if it was built."""
+    folder = cache_folder() / f"v{LAYOUT}" / name
+    return folder if folder.is_dir() else None
+
+
 def build_once(name: str, build: Callable[[Path], None], *, progress: Progress) -> Path:
     """Returns the cached folder of this name, building it first if there is none.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from octavo.errors import ModelNotFoundError, WeightsError
 from octavo.models.builtin import BUILTIN_MODELS, fetch_builtin
-from octavo.models.cache import Progress, build_once
+from octavo.models.cache import Progress, build_once, cached
 from octavo.models.convert import convert
 from octavo.models.files import refuse_lfs_pointer
 
@@ -57,6 +57,47 @@ def resolve(name: str, *, progress: Progress) -> ModelFolder:
     if _HUB_ID.match(name):
         return ModelFolder(_with_tokenizer(_download(name, progress), progress), name)
     raise ModelNotFoundError(f"there is no model {name!r}; {_choices()}")
+
+
+def locate(name: str) -> Path | None:
+    """Where a model is, if it is here; None if `resolve` would have to fetch or convert something first.
+
+    Raises:
+        ModelNotFoundError: There is no such model.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return None if not _is_complete(path) and _is_convertible(path) else path
+    if name in BUILTIN_MODELS:
+        return cached(name)
+    if _HUB_ID.match(name):
+        return _downloaded(name)
+    raise ModelNotFoundError(f"there is no model {name!r}; {_choices()}")
+
+
+def _downloaded(name: str) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    return folder if _is_complete(folder) else None
+
+
+def _is_complete(folder: Path) -> bool:
+    return (
+        (folder / "config.json").is_file() and (folder / "tokenizer.json").is_file() and _has(folder, "*.safetensors")
+    )
+
+
+def _is_convertible(path: Path) -> bool:
+    return path.suffix == ".gguf" or any(_has(path, name) for name in ("*.gguf", *_TOKENIZER_SOURCES))
+
+
+def _has(folder: Path, pattern: str) -> bool:
+    return any(folder.glob(pattern))
 
 
 def _choices() -> str:

@@ -21,6 +21,7 @@ from itertools import islice
 import numpy as np
 
 from octavo.block_manager.manager import PrefixMatch
+from octavo.block_manager.misses import Miss, MissReason
 from octavo.block_manager.tiers import Tier
 from octavo.scheduler.beams import Beams
 from octavo.scheduler.decisions import LookUp, PreemptionReason, Wait, WaitReason
@@ -212,7 +213,10 @@ class Admission:
     def look_up(self, sequence: Sequence, keep_free: int) -> Room:
         """The sequence's prefix, and the blocks that it lacks to start now and leave so many free."""
         manager, request = self._state.manager, sequence.request
-        match = manager.match_prefix(sequence.tokens, request.salt, request.tenant.index, sequence.swapped)
+        if request.sampling.reads_cache:
+            match = manager.match_prefix(sequence.tokens, request.salt, request.tenant.index, sequence.swapped)
+        else:
+            match = manager.match_nothing(request.salt, request.tenant.index)
         return match, manager.shortfall(match, len(sequence.tokens), keep_free, request.tenant.index)
 
     def _look_up(self, sequence: Sequence) -> Room:
@@ -320,7 +324,11 @@ class Admission:
 
     def _record_look_up(self, sequence: Sequence, match: PrefixMatch) -> None:
         state = self._state
-        hits, miss = state.manager.hits(match), state.manager.explain_miss(sequence.tokens, match)
+        hits = state.manager.hits(match)
+        if sequence.request.sampling.reads_cache:
+            miss = state.manager.explain_miss(sequence.tokens, match)
+        else:
+            miss = Miss(MissReason.NOT_READ)
         state.decisions.add_look_up(LookUp(state.counters.steps, sequence.stream, len(sequence.tokens), hits, miss))
 
     def _record_return(self, sequence: Sequence, match: PrefixMatch) -> None:

@@ -38,6 +38,8 @@ def joined(results: Iterable[StepResult]) -> StepResult:
         started=tuple(entry for part in parts for entry in part.started),
         finished=tuple(entry for part in parts for entry in part.finished),
         pinned=tuple(entry for part in parts for entry in part.pinned),
+        scores=tuple(entry for part in parts for entry in part.scores),
+        embeddings=tuple(entry for part in parts for entry in part.embeddings),
     )
 
 

@@ -20,16 +20,21 @@ class Pinning:
     def __init__(self, state: State) -> None:
         self._state = state
 
-    def check(self, num_tokens: int, ttl: float) -> None:
+    def check_ttl(self, ttl: float) -> None:
+        """Raises:
+        InvalidRequestError: ``ttl`` is no positive number.
+        """
+        if type(ttl) not in (int, float) or not (math.isfinite(ttl) and ttl > 0):
+            raise InvalidRequestError(f"ttl must be a number of seconds above 0, not {ttl!r}", param="ttl")
+
+    def check_size(self, num_tokens: int) -> None:
         """Refuses what can never be pinned.
 
         Raises:
-            InvalidRequestError: ``ttl`` is no positive number, or no block is full.
+            InvalidRequestError: No block is full, or nothing is cached at all.
             NeverFitsError: More blocks than may ever be pinned.
         """
         pins, size = self._state.manager.pins, self._state.manager.block_size
-        if type(ttl) not in (int, float) or not (math.isfinite(ttl) and ttl > 0):
-            raise InvalidRequestError(f"ttl must be a number of seconds above 0, not {ttl!r}", param="ttl")
         if not self._state.manager.prefix_caching:
             raise InvalidRequestError("nothing can be pinned while prefix caching is off", param="prompt")
         blocks = self._state.manager.pin_size(num_tokens // size)
@@ -48,9 +53,12 @@ class Pinning:
         """Pins the full blocks of some tokens for ``ttl`` seconds; None if they are not all cached.
 
         Raises:
+            InvalidRequestError, NeverFitsError: They can never be pinned.
             PinBudgetError: Other pins leave too little of the budget.
         """
         state, manager = self._state, self._state.manager
+        self.check_ttl(ttl)
+        self.check_size(len(tokens))
         self.expire()
         blocks, namespace = manager.find_pinnable(tokens, salt, tenant.index)
         if len(blocks) < len(tokens) // manager.block_size:

@@ -66,6 +66,34 @@ class StepPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Scores:
+    """Log-probabilities of consecutive tokens of one sequence: of the one just sampled, or of some of its prompt.
+
+    They are natural logarithms, and those of the model itself, as in `Sampled`.
+
+    Attributes:
+        position: Of the first of these tokens in the sequence.
+        logprobs: float32 ``[n]``. ranks: int32 ``[n]``, 1 for the likeliest token.
+        top_tokens, top_logprobs: int32 and float32 ``[n, k]``: the likeliest tokens in their places, likeliest first.
+    """
+
+    stream: int
+    position: int
+    logprobs: Float32s
+    ranks: Int32s
+    top_tokens: Int32s
+    top_logprobs: Float32s
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """What became of a prompt's hidden states: float32 ``[hidden_size]``, after the model's last norm."""
+
+    stream: int
+    vector: Float32s
+
+
+@dataclass(frozen=True, slots=True)
 class Sampled:
     """What the runner sampled in one step.
 
@@ -81,12 +109,16 @@ class Sampled:
             are none. ``width`` is twice the largest beam width among them.
         beam_logprobs: float32, of the same shape. −inf: the token must not come. Where ``width`` exceeds the
             vocabulary, rows end with token 0 at −inf.
+        scores: What requests asked to be told about sampled tokens and prompts.
+        embeddings: Of the prompts that this step completed, where they were asked for.
     """
 
     tokens: Int32s
     logprobs: Float32s | None = None
     beam_tokens: Int32s | None = None
     beam_logprobs: Float32s | None = None
+    scores: tuple[Scores, ...] = ()
+    embeddings: tuple[Embedding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +146,8 @@ class StepResult:
         tokens: int32 ``[num_samples]``.
         started: (stream, prefix hit in tokens) of sequences that got their first token.
         finished: Sequences that ended. An error ends the whole request, and is told for one of its sequences.
-        pinned: (stream, pin number) of prompts that were to be pinned; 0 if other pins left no room.
+        pinned: (stream, pin number) of prompts that were to be pinned; 0 if there was no room for it.
+        scores: Log-probabilities that requests asked for. embeddings: their prompts' vectors.
     """
 
     streams: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
@@ -122,3 +155,5 @@ class StepResult:
     started: tuple[tuple[int, int], ...] = ()
     finished: tuple[Finished, ...] = ()
     pinned: tuple[tuple[int, int], ...] = ()
+    scores: tuple[Scores, ...] = ()
+    embeddings: tuple[Embedding, ...] = ()

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from octavo.scheduler.request import NO_ROW, Sequence
+from octavo.scheduler.sampling import POOLINGS, SamplingParams
 
 # Odd, and not the constant by which `octavo.engine.sampler.uniforms` steps positions: siblings would otherwise draw
 # each other's numbers, one position apart.
@@ -40,6 +41,12 @@ _RECORD = np.dtype(
         ("temperature", np.float32),
         ("top_p", np.float32),
         ("min_p", np.float32),
+        ("presence_penalty", np.float32),
+        ("frequency_penalty", np.float32),
+        ("repetition_penalty", np.float32),
+        ("num_logprobs", np.int32),
+        ("num_prompt_logprobs", np.int32),
+        ("pooling", np.int32),
         ("stream", np.int64),
         ("seed", np.uint64),
         ("withheld", np.bool_),
@@ -47,6 +54,8 @@ _RECORD = np.dtype(
         ("stops_at_eos", np.bool_),
         ("has_stop_ids", np.bool_),
         ("wants_logprobs", np.bool_),
+        ("edited", np.bool_),
+        ("constrained", np.bool_),
     ],
     align=True,
 )
@@ -66,6 +75,11 @@ class Rows:
         unforked: bool; siblings are to be forked off when the prompt is complete.
         stops_at_eos, has_stop_ids: bool; which kinds of stop token apply.
         temperature, top_p, min_p: float32. top_k: int32. seed: uint64.
+        presence_penalty, frequency_penalty, repetition_penalty: float32.
+        num_logprobs, num_prompt_logprobs: int32; likeliest tokens to give beside each sampled one, or beside each of
+            the prompt; −1: no log-probabilities at all.
+        pooling: int32; how the prompt's hidden states become one vector, an index into `POOLINGS`.
+        edited, constrained: bool; some tokens are favoured or forbidden, and: a grammar is followed.
         tenant: int32; index of whose it is.
         wants_logprobs: bool; the log-probabilities of sampled tokens are asked for.
         beam_width: int32; beams of the search that the sequence belongs to, 0 if to none.
@@ -87,6 +101,12 @@ class Rows:
         self.temperature: Float32s = self._records["temperature"]
         self.top_p: Float32s = self._records["top_p"]
         self.min_p: Float32s = self._records["min_p"]
+        self.presence_penalty: Float32s = self._records["presence_penalty"]
+        self.frequency_penalty: Float32s = self._records["frequency_penalty"]
+        self.repetition_penalty: Float32s = self._records["repetition_penalty"]
+        self.num_logprobs: Int32s = self._records["num_logprobs"]
+        self.num_prompt_logprobs: Int32s = self._records["num_prompt_logprobs"]
+        self.pooling: Int32s = self._records["pooling"]
         self.stream: npt.NDArray[np.int64] = self._records["stream"]
         self.seed: npt.NDArray[np.uint64] = self._records["seed"]
         self.withheld: Bools = self._records["withheld"]
@@ -94,6 +114,8 @@ class Rows:
         self.stops_at_eos: Bools = self._records["stops_at_eos"]
         self.has_stop_ids: Bools = self._records["has_stop_ids"]
         self.wants_logprobs: Bools = self._records["wants_logprobs"]
+        self.edited: Bools = self._records["edited"]
+        self.constrained: Bools = self._records["constrained"]
         self.owner: list[Sequence | None] = [None] * num_rows
         self._free = list(range(num_rows - 1, -1, -1))
         self.available = num_rows
@@ -123,6 +145,12 @@ class Rows:
             0.0 if sampling.greedy else sampling.temperature,
             max(sampling.top_p, 1e-30),  # the likeliest token always stays
             sampling.min_p,
+            sampling.presence_penalty,
+            sampling.frequency_penalty,
+            sampling.repetition_penalty,
+            -1 if sampling.logprobs is None else sampling.logprobs,
+            -1 if sampling.prompt_logprobs is None else sampling.prompt_logprobs,
+            POOLINGS.index(sampling.pooling),
             sequence.stream,
             (request.seed + sequence.index * SIBLING_SEED_STEP) % _TWO_TO_64,
             sampling.chooses,
@@ -130,6 +158,8 @@ class Rows:
             not sampling.ignore_eos,
             bool(sampling.stop_token_ids),
             sampling.wants_logprobs,
+            sampling.edits_logits,
+            sampling.grammar is not None,
         )
         self.owner[row] = sequence
         sequence.row = row
@@ -158,3 +188,13 @@ class Rows:
     def tokens(self, row: int) -> npt.NDArray[np.int32]:
         """A view of the row's known tokens."""
         return self.token_ids[row, : self.num_tokens[row]]
+
+    def outputs(self, row: int) -> npt.NDArray[np.int32]:
+        """A view of those behind the prompt."""
+        return self.token_ids[row, self.prompt_len[row] : self.num_tokens[row]]
+
+    def sampling(self, row: int) -> SamplingParams:
+        """The parameters of an occupied row's request."""
+        owner = self.owner[row]
+        assert owner is not None, f"row {row} is free"
+        return owner.request.sampling

@@ -2,12 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from octavo.errors import InvalidRequestError
 
 MAX_N = 128
 MAX_SEED = 2**63 - 1
+MAX_LOGPROBS = 20
+MAX_LOGIT_BIAS = 300
+MAX_WHOLE = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The numbers that a parameter may be.
+
+    Attributes:
+        low: The least, or with ``above`` the bound that they have to be above. high: The greatest.
+        whole: Only whole numbers.
+    """
+
+    low: float
+    high: float
+    whole: bool = False
+    above: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        # bool is an int to Python, but `"n": true` is a mistake, not 1. NaN is in no range.
+        if type(value) is not int and (self.whole or type(value) is not float):
+            return False
+        return self.low <= value <= self.high and not (self.above and value == self.low)
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.whole else "a number"
+        return (
+            f"{kind} above {self.low}, at most {self.high}" if self.above else f"{kind} from {self.low} to {self.high}"
+        )
+
+
+RANGES: Final[Mapping[str, Range]] = {
+    "n": Range(1, MAX_N, whole=True),
+    "max_tokens": Range(1, MAX_WHOLE, whole=True),
+    "min_tokens": Range(0, MAX_WHOLE, whole=True),
+    "temperature": Range(0.0, 2.0),
+    "top_k": Range(-1, MAX_WHOLE, whole=True),
+    "top_p": Range(0.0, 1.0, above=True),
+    "min_p": Range(0.0, 1.0),
+    "seed": Range(-MAX_SEED - 1, MAX_SEED, whole=True),
+    "best_of": Range(1, MAX_N, whole=True),
+    "beam_width": Range(0, MAX_N, whole=True),
+    "length_penalty": Range(-10.0, 10.0),
+    "presence_penalty": Range(-2.0, 2.0),
+    "frequency_penalty": Range(-2.0, 2.0),
+    "repetition_penalty": Range(0.0, 10.0, above=True),
+    "logprobs": Range(0, MAX_LOGPROBS, whole=True),
+    "prompt_logprobs": Range(0, MAX_LOGPROBS, whole=True),
+}
+BIASES: Final = Range(-100, 100)
+_OPTIONAL: Final = frozenset({"max_tokens", "seed", "best_of", "logprobs", "prompt_logprobs"})
+POOLINGS = (None, "last", "mean")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +86,17 @@ class SamplingParams:
         beam_width: Search for the likeliest outputs with so many beams instead of sampling; 0: sample. Its n best
             are given out when the search has ended.
         length_penalty: Beams are compared by log-probability / length ** this.
+        presence_penalty: Taken from the logits of tokens that the output holds.
+        frequency_penalty: The same, once for each time that it holds them.
+        repetition_penalty: Logits of tokens that prompt or output hold are divided by it if positive, else multiplied.
+        logit_bias: (token, number to add to its logit) pairs.
+        allowed_token_ids: Only these may be sampled; empty: all.
+        bad_words: Runs of tokens that the output must not hold.
+        grammar: What the output must follow, in llguidance's form.
+        logprobs: Give each sampled token's log-probability, and the so many likeliest tokens'; None: do not.
+        prompt_logprobs: The same for the prompt's tokens, from the second on.
+        pooling: Make one vector of the prompt's hidden states: the "last" token's, or their "mean". The one token
+            that is sampled then means nothing.
 
     Raises:
         InvalidRequestError: A value is out of range; names the field, the value and the range.
@@ -49,31 +115,29 @@ class SamplingParams:
     best_of: int | None = None
     beam_width: int = 0
     length_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    grammar: str | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    pooling: str | None = None
 
     def __post_init__(self) -> None:
-        self._check_whole("n", 1, MAX_N)
-        if self.max_tokens is not None:
-            self._check_whole("max_tokens", 1, 2**31 - 1)
-        self._check_whole("min_tokens", 0, 2**31 - 1)
-        self._check_real("temperature", 0.0, 2.0)
-        self._check_whole("top_k", -1, 2**31 - 1)
-        self._check_real("top_p", 0.0, 1.0, above=True)
-        self._check_real("min_p", 0.0, 1.0)
-        self._check_real("length_penalty", -10.0, 10.0)
+        for name, accepted in RANGES.items():
+            value = getattr(self, name)
+            if value not in accepted and not (value is None and name in _OPTIONAL):
+                raise InvalidRequestError(f"{name} must be {accepted}, not {value!r}", param=name)
         self._check_choice()
-        if self.seed is not None:
-            self._check_whole("seed", -MAX_SEED - 1, MAX_SEED)
+        self._check_logits()
+        self._check_scores()
+        self._check_pooling()
         if type(self.ignore_eos) is not bool:
             raise InvalidRequestError(f"ignore_eos must be true or false, not {self.ignore_eos!r}", param="ignore_eos")
-        if type(self.stop_token_ids) is not tuple:
-            raise InvalidRequestError(
-                f"stop_token_ids must be a tuple of token ids, not {self.stop_token_ids!r}", param="stop_token_ids"
-            )
-        for token in self.stop_token_ids:
-            if type(token) is not int or token < 0:
-                raise InvalidRequestError(
-                    f"stop_token_ids must hold token ids of 0 or more, not {token!r}", param="stop_token_ids"
-                )
+        self._check_tokens("stop_token_ids", self.stop_token_ids)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequestError(
                 f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})", param="min_tokens"
@@ -81,15 +145,57 @@ class SamplingParams:
 
     def _check_choice(self) -> None:
         """The parameters by which outputs are chosen among several."""
-        if self.best_of is not None:
-            self._check_whole("best_of", self.n, MAX_N)
-        self._check_whole("beam_width", 0, MAX_N)
+        if self.best_of is not None and self.best_of < self.n:
+            accepted = Range(self.n, MAX_N, whole=True)
+            raise InvalidRequestError(f"best_of must be {accepted}, not {self.best_of!r}", param="best_of")
         if not self.beam_width:
             return
         if self.n > self.beam_width:
             raise InvalidRequestError(f"n ({self.n}) must not exceed beam_width ({self.beam_width})", param="n")
         if self.best_of is not None:
             raise InvalidRequestError("best_of and beam_width exclude each other", param="best_of")
+
+    def _check_logits(self) -> None:
+        """The parameters that change logits."""
+        if len(self.logit_bias) > MAX_LOGIT_BIAS:
+            raise InvalidRequestError(
+                f"logit_bias takes at most {MAX_LOGIT_BIAS} tokens, not {len(self.logit_bias)}", param="logit_bias"
+            )
+        self._check_tokens("logit_bias", tuple(token for token, _ in self.logit_bias))
+        for _, bias in self.logit_bias:
+            if bias not in BIASES:
+                raise InvalidRequestError(f"logit_bias: each must be {BIASES}, not {bias!r}", param="logit_bias")
+        self._check_tokens("allowed_token_ids", self.allowed_token_ids)
+        for word in self.bad_words:
+            self._check_tokens("bad_words", word)
+        if self.grammar is not None and (self.beam_width or self.min_tokens or self.ignore_eos):
+            other = "beam search" if self.beam_width else "min_tokens" if self.min_tokens else "ignore_eos"
+            raise InvalidRequestError(
+                f"structured output and {other} exclude each other: the grammar decides where the output ends",
+                param="beam_width" if self.beam_width else other,
+            )
+
+    def _check_scores(self) -> None:
+        """The parameters that ask for log-probabilities."""
+        if self.logprobs is not None and self.chooses:
+            raise InvalidRequestError(
+                "logprobs cannot be given with best_of above n or beam search, whose outputs are chosen at the end",
+                param="logprobs",
+            )
+
+    def _check_pooling(self) -> None:
+        """A prompt's vector is known when the prompt is complete, and nothing follows it."""
+        if self.pooling not in POOLINGS:
+            raise InvalidRequestError(f"pooling must be last or mean, not {self.pooling!r}", param="pooling")
+        if self.pooling and (self.num_sequences, self.max_tokens, self.beam_width) != (1, 1, 0):
+            raise InvalidRequestError("pooling takes one sequence and max_tokens 1", param="pooling")
+
+    def _check_tokens(self, name: str, tokens: object) -> None:
+        if type(tokens) is not tuple:
+            raise InvalidRequestError(f"{name} must be a tuple of token ids, not {tokens!r}", param=name)
+        for token in tokens:
+            if type(token) is not int or token < 0:
+                raise InvalidRequestError(f"{name} must hold token ids of 0 or more, not {token!r}", param=name)
 
     @property
     def num_sequences(self) -> int:
@@ -102,25 +208,29 @@ class SamplingParams:
         return self.num_sequences > self.n or self.beam_width > 0
 
     @property
+    def reads_cache(self) -> bool:
+        """Whether what is cached of the prompt may be used: not where every token's hidden state is asked for."""
+        return self.prompt_logprobs is None and self.pooling != "mean"
+
+    @property
     def wants_logprobs(self) -> bool:
         """Whether the log-probability of each sampled token has to be known."""
         return self.chooses and not self.beam_width
 
     @property
+    def edits_logits(self) -> bool:
+        """Whether some tokens are favoured or forbidden."""
+        return bool(self.logit_bias or self.allowed_token_ids or self.bad_words)
+
+    @property
+    def token_ids(self) -> Iterator[tuple[str, int]]:
+        """Every token id among the parameters, with the parameter's name."""
+        yield from (("stop_token_ids", token) for token in self.stop_token_ids)
+        yield from (("logit_bias", token) for token, _ in self.logit_bias)
+        yield from (("allowed_token_ids", token) for token in self.allowed_token_ids)
+        yield from (("bad_words", token) for word in self.bad_words for token in word)
+
+    @property
     def greedy(self) -> bool:
         """True when the likeliest token is always taken: dividing logits by less than this overflows float32."""
         return self.temperature < 1e-5
-
-    def _check_whole(self, name: str, low: int, high: int) -> None:
-        value = getattr(self, name)
-        # bool is an int to Python, but `"n": true` is a mistake, not 1.
-        if type(value) is not int or not low <= value <= high:
-            raise InvalidRequestError(f"{name} must be a whole number from {low} to {high}, not {value!r}", param=name)
-
-    def _check_real(self, name: str, low: float, high: float, *, above: bool = False) -> None:
-        value = getattr(self, name)
-        # NaN is in no range; infinities are outside of every one.
-        ok = type(value) in (int, float) and low <= value <= high
-        if not ok or (above and value == low):
-            bound = f"above {low}, at most {high}" if above else f"from {low} to {high}"
-            raise InvalidRequestError(f"{name} must be a number {bound}, not {value!r}", param=name)

@@ -27,7 +27,7 @@ from octavo.block_manager.manager import BlockCopy, BlockManager
 from octavo.block_manager.pins import Pin
 from octavo.block_manager.tiers import Place, Tier, Transfer, TransferTiming
 from octavo.config import SchedulerConfig
-from octavo.errors import InvalidRequestError, PinBudgetError, QueueFullError
+from octavo.errors import ClientError, InvalidRequestError, PinBudgetError, QueueFullError
 from octavo.scheduler.admission import Admission
 from octavo.scheduler.beams import Beams
 from octavo.scheduler.choice import give_out, joined
@@ -44,6 +44,7 @@ from octavo.scheduler.request import Candidate, FinishReason, Request, Sequence,
 from octavo.scheduler.rows import Rows
 from octavo.scheduler.sampling import SamplingParams
 from octavo.scheduler.state import Running, SchedulerCounters, State
+from octavo.scheduler.streams import stream_of
 from octavo.scheduler.tenants import Tenant, Tenants
 from octavo.scheduler.validation import check_length, check_prompt, check_tokens, largest_search
 
@@ -156,10 +157,11 @@ class Scheduler:
             salt: Requests with different salts never share blocks; nor do those of different tenants.
             tenant: Whose request it is; "" is the default tenant.
             priority: Smaller is more urgent, under that policy.
-            pin_ttl: Seconds for which to pin the prompt's full blocks once they are computed.
+            pin_ttl: Seconds for which to pin the prompt's full blocks once they are computed, if pins may take so much.
 
         Raises:
-            InvalidRequestError: The prompt is empty or holds an id outside the vocabulary, or there is no such tenant.
+            InvalidRequestError: The prompt is empty or holds an id outside the vocabulary, there is no such tenant, or
+                ``pin_ttl`` is no positive number.
             NeverFitsError: No amount of waiting would make room for it.
             QueueFullError: Too many wait already.
         """
@@ -167,7 +169,7 @@ class Scheduler:
         tokens = check_prompt(prompt, sampling, vocab_size=len(self._eos))
         limit = check_length(len(tokens), sampling, largest=self._largest(len(tokens), sampling, owner))
         if pin_ttl is not None:
-            self.pinning.check(len(tokens), pin_ttl)
+            self.pinning.check_ttl(pin_ttl)
         if self.num_waiting >= self.config.max_waiting:
             raise QueueFullError(f"{self.num_waiting} sequences are waiting already, the most this server allows")
         assert key not in self.state.requests, f"request {key} exists already"
@@ -217,6 +219,12 @@ class Scheduler:
             self._finish(sequence, FinishReason.ABORT)
         return True
 
+    def give_up(self, key: int, error: str) -> Finished:
+        """Ends a request that cannot go on, and frees its blocks; not between `schedule` and `update`."""
+        for sequence in list(self.state.requests[key].sequences):
+            self._finish(sequence, FinishReason.ERROR)
+        return Finished(stream_of(key, 0), FinishReason.ERROR, error=error)
+
     def end_sequence(self, key: int, index: int) -> None:
         """Ends one sequence as "stop": whoever reads its text has seen enough. Unknown ones are ignored."""
         request = self.state.requests.get(key)
@@ -237,7 +245,6 @@ class Scheduler:
         """
         owner = self.state.tenants.named(tenant)
         ids = check_tokens(tokens, vocab_size=len(self._eos))
-        self.pinning.check(len(ids), ttl)
         return self.pinning.pin(ids, ttl, owner, salt)
 
     def invalidate(self, *, tenant: str = "", salt: str | None = None, tokens: Many[int] | None = None) -> int:
@@ -354,12 +361,14 @@ class Scheduler:
         started, pinned = self._started(gained[rows.num_tokens[gained] == rows.prompt_len[gained]])
         if sampled.beam_tokens is None:
             result = self._append(gained, sampled.tokens, sampled.logprobs)
-            return StepResult(result.streams, result.tokens, started, result.finished, pinned)
+            told = sampled.scores, sampled.embeddings
+            return StepResult(result.streams, result.tokens, started, result.finished, pinned, *told)
         sampling = rows.beam_width[gained] == 0
         logprobs = None if sampled.logprobs is None else sampled.logprobs[sampling]
         chosen = self._advance_beams(gained[~sampling], sampled)
         result = self._append(gained[sampling], sampled.tokens[sampling], logprobs)
-        return joined([StepResult(started=started, pinned=pinned), result, *chosen])
+        known = StepResult(started=started, pinned=pinned, scores=sampled.scores, embeddings=sampled.embeddings)
+        return joined([known, result, *chosen])
 
     def _started(self, rows: Int32s) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]:
         """What to tell of sequences whose prompt is complete: their prefix hits, and the pins that were wished for."""
@@ -540,7 +549,7 @@ class Scheduler:
             return None
         try:
             pin = self.pinning.pin(request.prompt, request.pin_ttl, request.tenant, request.salt)
-        except PinBudgetError:
+        except (ClientError, PinBudgetError):
             pin = None
         request.pin_ttl = None  # a search that starts over completes its prompt once more
         return sequence.stream, pin.number if pin is not None else 0

@@ -20,10 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from octavo.config import TenantConfig
+from octavo.config import DEFAULT_TENANT, TenantConfig
 from octavo.errors import InvalidRequestError
-
-DEFAULT_TENANT = "default"
 
 # Service per token, as in the paper: an output token costs about as much as two of a prompt.
 PROMPT_COST = 1.0

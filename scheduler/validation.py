@@ -38,14 +38,13 @@ def check_prompt(prompt: Sequence[int] | Tokens, sampling: SamplingParams, *, vo
     """The prompt as int32 ``[num_prompt_tokens]``.
 
     Raises:
-        InvalidRequestError: It is empty, or it or ``stop_token_ids`` holds an id outside ``[0, vocab_size)``.
+        InvalidRequestError: It is empty, or it or a parameter holds an id outside ``[0, vocab_size)``.
     """
     ids = check_tokens(prompt, vocab_size=vocab_size)
-    for token in sampling.stop_token_ids:
+    for name, token in sampling.token_ids:
         if token >= vocab_size:
             raise InvalidRequestError(
-                f"stop_token_ids holds {token}, outside the vocabulary (0 to {vocab_size - 1})",
-                param="stop_token_ids",
+                f"{name} holds {token}, outside the vocabulary (0 to {vocab_size - 1})", param=name
             )
     return ids
 

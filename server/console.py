@@ -39,14 +39,17 @@ class Narrator:
         else:
             self._out.print(escape(text))
 
-    def ready(self, report: Sequence[str], address: str, model: str) -> None:
+    def ready(self, report: Sequence[str], address: str, model: str, *, needs_key: bool = False) -> None:
         """The start-up report, the address, and a command to try."""
         for line in report:
             self._out.print(f"  [dim]{escape(line)}[/dim]")
         body = {"model": model, "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 32}
         self._out.print(f"[bold green]ready[/] after {monotonic() - self._began:.1f} s at [bold]{address}[/]")
         self._out.print("\nTry it:\n")
+        self._out.print(f"  octavo chat --url {address}/v1\n")
         self._out.print(f"  curl {address}/v1/chat/completions -H 'content-type: application/json' \\")
+        if needs_key:
+            self._out.print('    -H "authorization: Bearer $OCTAVO_API_KEY" \\')
         self._out.print(f"    -d '{escape(json.dumps(body))}'\n")
 
     def note(self, text: str) -> None:

@@ -1,6 +1,7 @@
-"""Every exception's HTTP face: one table, one envelope.
+"""Every exception's HTTP face: one table, and an envelope for each family of clients.
 
-    {"error": {"message": …, "type": …, "param": …, "code": …}}
+    {"error": {"message": …, "type": …, "param": …, "code": …}}                   OpenAI's
+    {"type": "error", "error": {"type": …, "message": …}, "request_id": …}        Anthropic's, below /v1/messages
 
 The headers speak to clients that retry on their own: ``Retry-After`` where later is fine, ``x-should-retry:
 false`` where trying again would fail again.
@@ -9,6 +10,7 @@ false`` where trying again would fail again.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
@@ -19,11 +21,13 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from octavo.errors import (
+    AbortedError,
     AuthenticationError,
     CapacityError,
     ClientError,
     EngineDeadError,
     EngineUnavailableError,
+    ForbiddenError,
     InvalidRequestError,
     NeverFitsError,
     NotFoundError,
@@ -31,6 +35,7 @@ from octavo.errors import (
     QueueFullError,
     RequestFailedError,
     SetupError,
+    TooManyRequestsError,
 )
 
 ENGINE_RESTART_SECONDS: Final = 5.0
@@ -51,6 +56,20 @@ class ErrorEnvelope(msgspec.Struct, frozen=True):
     error: ErrorBody
 
 
+class AnthropicErrorBody(msgspec.Struct, frozen=True):
+    """Anthropic's error object."""
+
+    type: str
+    message: str
+
+
+class AnthropicErrorEnvelope(msgspec.Struct, frozen=True, tag_field="type", tag="error"):
+    """What `ErrorEnvelope` is for OpenAI's clients."""
+
+    error: AnthropicErrorBody
+    request_id: str | None
+
+
 @dataclass(frozen=True)
 class Face:
     """How one kind of exception looks over HTTP. ``code`` stands in where the exception has none."""
@@ -67,9 +86,13 @@ _TABLE: Final[dict[type[Exception], Face]] = {
     InvalidRequestError: Face(400, "invalid_request_error"),
     NeverFitsError: Face(400, "invalid_request_error", "context_length_exceeded"),
     AuthenticationError: Face(401, "invalid_request_error", "invalid_api_key"),
+    ForbiddenError: Face(403, "invalid_request_error", "forbidden"),
     NotFoundError: Face(404, "invalid_request_error", "not_found"),
+    # nginx's and gRPC's number for what its client called off. No client tries that again by itself, as many do a 409.
+    AbortedError: Face(499, "invalid_request_error", "aborted"),
     ClientError: Face(400, "invalid_request_error"),
     QueueFullError: Face(429, "rate_limit_error", "queue_full", retry_after=1.0),
+    TooManyRequestsError: Face(429, "rate_limit_error", "too_many_requests", retry_after=1.0),
     PinBudgetError: Face(429, "rate_limit_error", "pin_budget_exceeded", retry_after=1.0),
     EngineUnavailableError: Face(503, "service_unavailable_error", "engine_unavailable", retry_after=1.0),
     CapacityError: Face(503, "service_unavailable_error", "no_capacity", retry_after=1.0),
@@ -88,6 +111,17 @@ _CODE_OF_STATUS: Final = {
     415: "unsupported_media_type",
 }
 
+_ANTHROPIC_PATH: Final = "/v1/messages"
+_ANTHROPIC_TYPES: Final = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
 
 def describe(error: Exception) -> ErrorBody:
     """The error object for an exception. What went wrong inside the server stays there."""
@@ -100,16 +134,32 @@ def describe(error: Exception) -> ErrorBody:
     return ErrorBody(message, face.type, getattr(error, "param", None), getattr(error, "code", None) or face.code)
 
 
-def error_response(error: Exception) -> Response:
+def envelope(error: Exception, scope: Mapping[str, Any]) -> ErrorEnvelope | AnthropicErrorEnvelope:
+    """The error as clients of the route that was asked for read it.
+
+    Args:
+        scope: The request's, as ASGI has it.
+    """
+    told = describe(error)
+    if not f"{scope['path']}/".startswith(f"{_ANTHROPIC_PATH}/"):
+        return ErrorEnvelope(told)
+    status = _face(error).status
+    kind = _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
+    return AnthropicErrorEnvelope(AnthropicErrorBody(kind, told.message), scope.get("state", {}).get("request_id"))
+
+
+def error_response(error: Exception, scope: Mapping[str, Any]) -> Response:
     """The whole HTTP response for an exception."""
     face = _face(error)
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+    if face.status == HTTPStatus.UNAUTHORIZED:
+        headers["www-authenticate"] = "Bearer"
     if face.retry_after is not None:
         seconds = getattr(error, "retry_after", face.retry_after)
         headers["retry-after"] = str(max(1, math.ceil(seconds)))
     elif face.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         headers["x-should-retry"] = "false"
-    body = msgspec.json.encode(ErrorEnvelope(describe(error)))
+    body = msgspec.json.encode(envelope(error, scope))
     return Response(body, face.status, headers, media_type="application/json")
 
 

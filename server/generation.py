@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from octavo.engine.detokenizer import IncrementalDetokenizer
-from octavo.engine.messages import TOKEN_BYTES, AddRequest, SequenceDelta, unpacked
+from octavo.engine.messages import TOKEN_BYTES, AddRequest, SequenceDelta, TokenLogprob, unpacked
 from octavo.errors import RequestFailedError
-from octavo.server.lifecycle import Lifecycle
 from octavo.server.metrics import RequestTimer
+from octavo.server.open_requests import OpenRequests
 from octavo.server.responses import PromptTokensDetails, Usage
 from octavo.server.streaming import merge
 
@@ -29,6 +29,7 @@ class Piece:
         token_ids: The tokens taken, with the one that ended the sequence.
         finish_reason: None while the sequence goes on; then "stop" or "length".
         stop_reason: The stop string or token that ended it, if one did and it is not the model's own.
+        logprobs: One for each of ``token_ids``, if they were asked for.
     """
 
     index: int
@@ -36,6 +37,7 @@ class Piece:
     token_ids: list[int]
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    logprobs: Sequence[TokenLogprob] = ()
 
 
 class Generation:
@@ -46,11 +48,13 @@ class Generation:
         new_detokenizer: Makes a detokenizer for each sequence.
         keep_stop_token: Leave the text of a token that ended a sequence in it.
         own_stops: The model's end-of-sequence tokens, which are no reason worth telling.
+        prompt_only: Only the prompt is of interest: the token that the engine samples is not given out.
         timer: Measures latencies.
 
     Attributes:
         cached_tokens: Prompt tokens whose KV came from the prefix cache.
         completion_tokens: Tokens taken so far, of all sequences.
+        prompt_logprobs: Of the prompt's tokens by position, as far as they are known.
     """
 
     def __init__(
@@ -60,14 +64,17 @@ class Generation:
         new_detokenizer: Callable[[], IncrementalDetokenizer],
         keep_stop_token: bool,
         own_stops: frozenset[int],
+        prompt_only: bool,
         timer: RequestTimer,
     ) -> None:
         self.request = request
         self.cached_tokens = 0
         self.completion_tokens = 0
+        self.prompt_logprobs: dict[int, TokenLogprob] = {}
         self._sequences = [new_detokenizer() for _ in range(request.sampling.n)]
         self._keep_stop_token = keep_stop_token
         self._own_stops = own_stops
+        self._prompt_only = prompt_only
         self._timer = timer
 
     @property
@@ -98,6 +105,9 @@ class Generation:
         if delta.token_ids:
             self._timer.tokens(delta.index, len(delta.token_ids))
         self.cached_tokens = max(self.cached_tokens, delta.cached_tokens)
+        self.prompt_logprobs |= delta.prompt_logprobs
+        if self._prompt_only:
+            return Piece(delta.index, "", [], delta.finish_reason and "length")
         piece = self._decode(delta)
         self.completion_tokens += len(piece.token_ids)
         return piece
@@ -110,9 +120,11 @@ class Generation:
         if delta.finish_reason is not None:
             text += sequence.flush()
         if sequence.stopped_by is not None:
-            taken = delta.token_ids[: sequence.num_tokens - before]
-            return Piece(delta.index, text, taken, "stop", sequence.stopped_by)
-        return Piece(delta.index, text, delta.token_ids, delta.finish_reason, self._stop_reason(delta))
+            taken = slice(sequence.num_tokens - before)
+            ids, logprobs = delta.token_ids[taken], delta.logprobs[taken]
+            return Piece(delta.index, text, ids, "stop", sequence.stopped_by, logprobs)
+        reason = self._stop_reason(delta)
+        return Piece(delta.index, text, delta.token_ids, delta.finish_reason, reason, delta.logprobs)
 
     def _stop_reason(self, delta: SequenceDelta) -> int | None:
         return None if delta.stop_token_id in self._own_stops else delta.stop_token_id
@@ -124,13 +136,17 @@ class Batch:
     Args:
         generations: One for each prompt, all with the same n.
         client: The engine.
-        lifecycle: Keeps the server up while the batch runs.
+        open_requests: Where the batch is listed while it runs.
+
+    Attributes:
+        names: Under which it can be aborted while it runs.
     """
 
-    def __init__(self, generations: Sequence[Generation], client: EngineClient, lifecycle: Lifecycle) -> None:
+    def __init__(self, generations: Sequence[Generation], client: EngineClient, open_requests: OpenRequests) -> None:
         self.generations = generations
+        self.names: tuple[str, ...] = ()
         self._client = client
-        self._lifecycle = lifecycle
+        self._open_requests = open_requests
 
     @property
     def n(self) -> int:
@@ -146,9 +162,14 @@ class Batch:
         """The prompt that a choice continues."""
         return unpacked(self.generations[index // self.n].request.prompt)
 
+    def prompt_logprobs_of(self, index: int) -> list[TokenLogprob | None]:
+        """Log-probabilities of the prompt that a choice continues, as far as they are known; the first has none."""
+        generation = self.generations[index // self.n]
+        return [generation.prompt_logprobs.get(position) for position in range(generation.prompt_tokens)]
+
     async def run(self) -> AsyncGenerator[Piece, None]:
         """Generates all sequences at once; pieces come as the engine makes them."""
-        with self._lifecycle.request():
+        with self._open_requests.entered([generation.request for generation in self.generations], self.names):
             runs = [generation.run(self._client) for generation in self.generations]
             async with aclosing(runs[0] if len(runs) == 1 else self._merged(runs)) as pieces:
                 async for piece in pieces:
@@ -157,9 +178,7 @@ class Batch:
     async def _merged(self, runs: Sequence[AsyncGenerator[Piece, None]]) -> AsyncGenerator[Piece, None]:
         async with aclosing(merge(runs)) as pieces:
             async for number, piece in pieces:
-                yield Piece(
-                    number * self.n + piece.index, piece.text, piece.token_ids, piece.finish_reason, piece.stop_reason
-                )
+                yield replace(piece, index=number * self.n + piece.index)
 
     async def collect(self) -> list[Piece]:
         """Runs to the end and returns each choice as one piece."""
@@ -181,4 +200,5 @@ def _joined(parts: Sequence[Piece]) -> Piece:
     last = parts[-1]
     text = "".join(part.text for part in parts)
     token_ids = [id for part in parts for id in part.token_ids]
-    return Piece(last.index, text, token_ids, last.finish_reason, last.stop_reason)
+    logprobs = [logprob for part in parts for logprob in part.logprobs]
+    return Piece(last.index, text, token_ids, last.finish_reason, last.stop_reason, logprobs)

@@ -1,7 +1,8 @@
 """Pure ASGI middleware. Starlette's `BaseHTTPMiddleware` would hide disconnects from the routes.
 
-From the outside in: `RequestContext` names and counts, `ErrorBoundary` answers whatever is raised below it,
-`BodyReader` reads the body within its bounds.
+From the outside in: `RequestContext` names and counts, `octavo.server.hosts` and CORS deal with browsers,
+`ErrorBoundary` answers whatever is raised below it, `octavo.server.auth` lets in who may come in, `BodyReader` reads
+the body within its bounds.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo.server.errors import error_response, is_internal
@@ -28,7 +29,10 @@ _CLIENT_LEFT: Final = 499  # nginx's number for it; never sent, only counted
 
 
 class RequestContext:
-    """Gives every response an ``x-request-id``, the client's own if it is well-formed, and counts it."""
+    """Gives every response an ``x-request-id``, the client's own if it is well-formed, and counts it.
+
+    Anthropic's clients read it as ``request-id``.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -39,19 +43,27 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         request_id = _request_id(Headers(scope=scope))
+        scope.setdefault("state", {})["request_id"] = request_id
         status = _CLIENT_LEFT
 
         async def send_named(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = headers["request-id"] = request_id
             await send(message)
 
         try:
             await self._app(scope, receive, send_named)
         finally:
             self._metrics.http_requests.labels(_route(scope), _method(scope), str(status)).inc()
+
+
+def request_id_of(connection: HTTPConnection) -> str:
+    """A request's ``x-request-id``: its client's, or the one that it got."""
+    request_id: str = connection.state.request_id
+    return request_id
 
 
 def _request_id(headers: Headers) -> str:
@@ -91,7 +103,7 @@ class ErrorBoundary:
                 logger.exception("unexpected error: %s %s", scope["method"], scope["path"])
             if started:
                 raise
-            await error_response(error)(scope, receive, send)
+            await error_response(error, scope)(scope, receive, send)
 
 
 class BodyReader:

@@ -9,64 +9,66 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Final, Literal, TypeGuard
+from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, PrivateAttr
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, WithJsonSchema, model_validator
 
 from octavo.errors import InvalidRequestError
-from octavo.scheduler.sampling import SamplingParams
+from octavo.scheduler.sampling import MAX_LOGPROBS, SamplingParams
+from octavo.server.fields import (
+    AllowedTokenIdsField,
+    BadWordsField,
+    ContentField,
+    InputsField,
+    LogitBiasField,
+    PromptField,
+    PromptsField,
+    RetentionField,
+    RoleField,
+    StopField,
+    StopTokenIdsField,
+    TemplateVariablesField,
+    fault,
+    shortened,
+)
 from octavo.server.limits import (
     MAX_CACHE_SALT_CHARS,
+    MAX_COMPLETION_LOGPROBS,
     MAX_MESSAGES,
+    MAX_PIN_SECONDS,
     MAX_PRIORITY,
     MAX_SEQUENCES,
-    MAX_STOP_CHARS,
-    MAX_STOP_TOKEN_IDS,
-    MAX_STOPS,
+)
+from octavo.server.openapi import (
+    CHOICES,
+    FUNCTION_CALL,
+    FUNCTIONS,
+    JSON_SCHEMA,
+    RESPONSE_FORMAT,
+    STRUCTURED_OUTPUTS,
+    TEXT,
+    TOKEN_IDS,
+    TOOL_CHOICE,
+    TOOLS,
+    one_of,
+    tell_ranges,
 )
 
-ROLES: Final = ("system", "developer", "user", "assistant", "tool")
-
-# Field → the values that ask for nothing. Any other value asks for what Octavo does not do.
 INERT_VALUES: Final[Mapping[str, tuple[object, ...]]] = {
-    "allowed_token_ids": (None, []),
     "audio": (None,),
-    "bad_words": (None, []),
     "chat_template": (None,),
     "continue_final_message": (None, False),
-    "frequency_penalty": (None, 0, 0.0),
-    "function_call": (None, "none"),
-    "functions": (None, []),
-    "guided_choice": (None,),
-    "guided_grammar": (None,),
-    "guided_json": (None,),
-    "guided_regex": (None,),
-    "logit_bias": (None, {}),
-    "logprobs": (None, False),
     "modalities": (None, ["text"]),
     "prediction": (None,),
-    "presence_penalty": (None, 0, 0.0),
-    "prompt_logprobs": (None,),
-    "repetition_penalty": (None, 1, 1.0),
-    "response_format": (None, {"type": "text"}),
-    "structured_outputs": (None,),
     "suffix": (None, ""),
-    "tool_choice": (None, "none", "auto"),
-    "tools": (None, []),
-    "top_logprobs": (None, 0),
-    "truncate_prompt_tokens": (None,),
-    "use_beam_search": (None, False),
     "web_search_options": (None,),
 }
 
-# Known fields that say nothing about the answer itself.
+# Known fields that say nothing about the answer itself. `prompt_cache_key` sends requests that begin alike to the same
+# machine elsewhere; here there is one engine, which finds their common beginning by its tokens.
 WITHOUT_EFFECT: Final = frozenset(
-    {"metadata", "parallel_tool_calls", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user"}
+    {"metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user"}
 )
-
-# Variables that a request may set for the chat template; all others are the server's.
-TEMPLATE_VARIABLES: Final = frozenset({"enable_thinking", "thinking", "reasoning_effort", "date_string"})
 
 _SAMPLING_FIELDS: Final = (
     "n",
@@ -79,115 +81,61 @@ _SAMPLING_FIELDS: Final = (
     "seed",
     "stop_token_ids",
     "ignore_eos",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "allowed_token_ids",
+    "prompt_logprobs",
+    "length_penalty",
 )
 
-Prompt = str | list[int]
 
-
-def _fault(message: str) -> PydanticCustomError:
-    return PydanticCustomError("octavo", "{message}", {"message": message})
-
-
-def _is_ids(value: object) -> TypeGuard[list[int]]:
-    # Compared by exact type, all at once: a prompt may have a million ids, and True is not a token.
-    return isinstance(value, list) and set(map(type, value)) == {int}
-
-
-def _parse_prompts(value: object) -> list[Prompt]:
-    """Every accepted form of ``prompt`` as a list of prompts."""
-    prompts = [value] if isinstance(value, str) or _is_ids(value) else value
-    if not isinstance(prompts, list) or not all(isinstance(prompt, str) or _is_ids(prompt) for prompt in prompts):
-        raise _fault("must be a text, a list of texts, a list of token ids, or a list of those; none may be empty")
-    if not prompts:
-        raise _fault("must not be empty")
-    return prompts
-
-
-def _parse_stop(value: object) -> tuple[str, ...]:
-    stops = [value] if isinstance(value, str) else value
-    if stops is None:
-        return ()
-    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
-        raise _fault("must be a text or a list of texts")
-    if len(stops) > MAX_STOPS:
-        raise _fault(f"takes at most {MAX_STOPS} strings, not {len(stops)}")
-    if not all(0 < len(stop) <= MAX_STOP_CHARS for stop in stops):
-        raise _fault(f"strings must have from 1 to {MAX_STOP_CHARS} characters")
-    return tuple(stops)
-
-
-def _parse_stop_token_ids(value: object) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    if value == []:
-        return ()
-    if not _is_ids(value):
-        raise _fault("must be a list of token ids")
-    if len(value) > MAX_STOP_TOKEN_IDS:
-        raise _fault(f"takes at most {MAX_STOP_TOKEN_IDS} ids, not {len(value)}")
-    return tuple(value)
-
-
-def _parse_role(value: object) -> str:
-    if value not in ROLES:
-        raise _fault(f"unknown role {_short(value)}; accepted are {', '.join(ROLES)}")
-    # Templates of open models know "system"; OpenAI renamed it for its own newer ones.
-    return "system" if value == "developer" else str(value)
-
-
-def _parse_content(value: object) -> str:
-    """Text as it is; text parts joined by newlines."""
-    if isinstance(value, str):
-        return value
-    if value is None:
-        return ""
-    if not isinstance(value, list):
-        raise _fault("must be a text or a list of text parts")
-    return "\n".join(map(_parse_part, value))
-
-
-def _parse_part(part: object) -> str:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind != "text":
-        raise _fault(f"part of type {_short(kind)} is not supported: Octavo reads text only")
-    text = part["text"] if isinstance(part, dict) and "text" in part else None
-    if not isinstance(text, str):
-        raise _fault("a text part must have a text")
-    return text
-
-
-def _parse_absent(value: object) -> None:
-    if value:
-        raise _fault("is not supported")
-
-
-def _parse_template_kwargs(value: object) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, dict) or not value.keys() <= TEMPLATE_VARIABLES:
-        raise _fault(f"must be an object with no other keys than {', '.join(sorted(TEMPLATE_VARIABLES))}")
-    if not all(isinstance(variable, str | int | float) for variable in value.values()):
-        raise _fault("values must be texts, numbers or booleans")
-    return value
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-PromptsField = Annotated[
-    list[Prompt],
-    PlainValidator(_parse_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
-]
-StopField = Annotated[tuple[str, ...], PlainValidator(_parse_stop, json_schema_input_type=str | list[str] | None)]
-StopTokenIdsField = Annotated[
-    tuple[int, ...] | None, PlainValidator(_parse_stop_token_ids, json_schema_input_type=list[int] | None)
-]
+ToolsField = Annotated[list[Any], WithJsonSchema(TOOLS)] | None
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
+
+
+class Request(_Strict):
+    """What all bodies that ask for an answer have in common.
+
+    Attributes:
+        inert: Field → the values that ask for nothing. Any other value asks for what Octavo does not do.
+        without_effect: Known fields that say nothing about the answer itself.
+    """
+
+    # Kept, so that what we do not know can be counted and what we cannot do can be refused.
+    model_config = ConfigDict(extra="allow")
+    inert: ClassVar[Mapping[str, tuple[object, ...]]]
+    without_effect: ClassVar[frozenset[str]]
+
+    model: str | None = None
+
+    def check(self) -> None:
+        """Refuses what the types alone cannot.
+
+        Raises:
+            InvalidRequestError: A field asks for what Octavo does not do, or two fields contradict each other.
+        """
+        for name, value in self._extra():
+            if name in self.inert and not _is_inert(value, self.inert[name]):
+                raise InvalidRequestError(
+                    f"{name} is not supported yet, got {shortened(value)}", param=name, code="unsupported_parameter"
+                )
+
+    def ignored_fields(self) -> list[str]:
+        """Names of the fields that Octavo does not know."""
+        return [name for name, _ in self._extra() if name not in self.inert and name not in self.without_effect]
+
+    def _extra(self) -> Iterator[tuple[str, Any]]:
+        return iter((self.model_extra or {}).items())
+
+
+def _is_inert(value: object, inert: tuple[object, ...]) -> bool:
+    # Equal and of the same type: False == 0 in Python, but "logprobs": 0 asks for the chosen token's.
+    return any(type(value) is type(other) and value == other for other in inert)
 
 
 class StreamOptions(_Strict):
@@ -197,13 +145,28 @@ class StreamOptions(_Strict):
     continuous_usage_stats: bool | None = None
 
 
-class GenerationRequest(_Strict):
+class ModelRequest(Request):
+    """What all requests that the model works at have in common."""
+
+    model_config = ConfigDict(json_schema_extra=tell_ranges)
+
+    inert = INERT_VALUES
+    without_effect = WITHOUT_EFFECT
+
+    cache_salt: str | None = Field(default=None, max_length=MAX_CACHE_SALT_CHARS)
+    priority: int | None = Field(default=None, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
+
+    _arrival: float = PrivateAttr(default_factory=time.monotonic)
+
+    @property
+    def arrival(self) -> float:
+        """When the request was read, on the monotonic clock."""
+        return self._arrival
+
+
+class GenerationRequest(ModelRequest):
     """What completions and chat have in common."""
 
-    # Kept, so that what we do not know can be counted and what we cannot do can be refused.
-    model_config = ConfigDict(extra="allow")
-
-    model: str | None = None
     n: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -217,18 +180,42 @@ class GenerationRequest(_Strict):
     stop: StopField = ()
     stop_token_ids: StopTokenIdsField = None
     ignore_eos: bool | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: LogitBiasField = None
+    allowed_token_ids: AllowedTokenIdsField = None
+    bad_words: BadWordsField = ()
+    prompt_logprobs: int | None = None
+    truncate_prompt_tokens: int | None = Field(default=None, ge=1)
+    best_of: int | None = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
+    response_format: Annotated[dict[str, Any], WithJsonSchema(RESPONSE_FORMAT)] | None = None
+    structured_outputs: Annotated[dict[str, Any], WithJsonSchema(STRUCTURED_OUTPUTS)] | None = None
+    guided_json: Annotated[str | dict[str, Any], WithJsonSchema(JSON_SCHEMA)] | None = None
+    guided_regex: Annotated[str, WithJsonSchema(TEXT)] | None = None
+    guided_choice: Annotated[list[str], WithJsonSchema(CHOICES)] | None = None
+    guided_grammar: Annotated[str, WithJsonSchema(TEXT)] | None = None
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
-    cache_salt: str | None = Field(default=None, max_length=MAX_CACHE_SALT_CHARS)
-    priority: int | None = Field(default=None, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
+    prompt_cache_retention: RetentionField = None
     return_token_ids: bool | None = None
 
-    _arrival: float = PrivateAttr(default_factory=time.monotonic)
+    @property
+    def prompt_only(self) -> bool:
+        """Whether no output is asked for."""
+        return False
 
     @property
-    def arrival(self) -> float:
-        """When the request was read, on the monotonic clock."""
-        return self._arrival
+    def num_sequences(self) -> int:
+        """Sequences that run for each prompt."""
+        return max(self.n or 1, self.best_of or 1)
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Likeliest tokens to tell beside each output token; None: no log-probabilities."""
+        raise NotImplementedError
 
     def sampling(self, **overrides: Any) -> SamplingParams:
         """The request's sampling parameters; what it leaves out takes `SamplingParams`' default.
@@ -236,34 +223,25 @@ class GenerationRequest(_Strict):
         Raises:
             InvalidRequestError: A value is out of range.
         """
-        given = {name: getattr(self, name) for name in _SAMPLING_FIELDS} | overrides
+        given = {name: getattr(self, name) for name in _SAMPLING_FIELDS} | self._choice() | overrides
+        given["logprobs"] = self.num_logprobs
         return SamplingParams(**{name: value for name, value in given.items() if value is not None})
 
-    def check(self) -> None:
-        """Refuses what the types alone cannot.
+    def _choice(self) -> dict[str, int | None]:
+        """How outputs are chosen among several; a beam search has as many beams as it would have sequences."""
+        if self.use_beam_search:
+            return {"beam_width": self.num_sequences}
+        return {"best_of": self.best_of}
 
-        Raises:
-            InvalidRequestError: A field asks for what Octavo does not do, or two fields contradict each other.
-        """
-        for name, value in self._extra():
-            if name in INERT_VALUES and not _is_inert(name, value):
-                raise InvalidRequestError(
-                    f"{name} is not supported yet, got {_short(value)}", param=name, code="unsupported_parameter"
-                )
+    def check(self) -> None:
+        super().check()
         if self.stream_options is not None and not self.stream:
             raise InvalidRequestError("stream_options needs stream to be true", param="stream_options")
-
-    def ignored_fields(self) -> list[str]:
-        """Names of the fields that Octavo does not know."""
-        return [name for name, _ in self._extra() if name not in INERT_VALUES and name not in WITHOUT_EFFECT]
-
-    def _extra(self) -> Iterator[tuple[str, Any]]:
-        return iter((self.model_extra or {}).items())
-
-
-def _is_inert(name: str, value: object) -> bool:
-    # Equal and of the same type: False == 0 in Python, but "logprobs": 0 asks for the chosen token's.
-    return any(type(value) is type(inert) and value == inert for inert in INERT_VALUES[name])
+        if self.stop and (self.use_beam_search or self.num_sequences > (self.n or 1)):
+            raise InvalidRequestError(
+                "stop cannot be used with best_of above n or beam search, which choose by tokens; use stop_token_ids",
+                param="stop",
+            )
 
 
 class CompletionRequest(GenerationRequest):
@@ -271,17 +249,26 @@ class CompletionRequest(GenerationRequest):
 
     prompt: PromptsField
     echo: bool | None = None
-    best_of: int | None = None
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_COMPLETION_LOGPROBS)
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def prompt_only(self) -> bool:
+        return self.max_tokens == 0 and bool(self.echo)
+
+    def sampling(self, **overrides: Any) -> SamplingParams:
+        if self.prompt_only:  # the engine always samples a token, which is not given out then
+            overrides["max_tokens"] = 1
+        if self.echo and self.prompt_logprobs is None:
+            overrides["prompt_logprobs"] = self.logprobs
+        return super().sampling(**overrides)
 
     def check(self) -> None:
         super().check()
-        n = self.n or 1
-        if self.best_of not in (None, n):
-            raise InvalidRequestError(
-                f"best_of other than n is not supported yet: best_of is {self.best_of}, n is {n}",
-                param="best_of",
-                code="unsupported_parameter",
-            )
+        n = self.num_sequences
         if len(self.prompt) * n > MAX_SEQUENCES:
             raise InvalidRequestError(
                 f"prompts × n must be at most {MAX_SEQUENCES}, not {len(self.prompt)} × {n}", param="prompt"
@@ -291,11 +278,19 @@ class CompletionRequest(GenerationRequest):
 class ChatMessage(_Strict):
     """One turn of a conversation; ``content`` is plain text, whatever form it was sent in."""
 
-    role: Annotated[str, PlainValidator(_parse_role, json_schema_input_type=Literal[ROLES])]
-    content: Annotated[str, PlainValidator(_parse_content, json_schema_input_type=str | list[dict[str, Any]] | None)]
+    model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["content"]}, {"required": ["tool_calls"]}]})
+
+    role: RoleField
+    content: ContentField = ""
     name: str | None = None
     tool_call_id: str | None = None
-    tool_calls: Annotated[None, PlainValidator(_parse_absent, json_schema_input_type=None)] = None
+    tool_calls: list[Any] | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> ChatMessage:
+        if "content" not in self.model_fields_set and not (self.role == "assistant" and self.tool_calls):
+            raise fault("content is required")
+        return self
 
     def for_template(self) -> dict[str, Any]:
         """The message as chat templates expect it: absent fields are absent."""
@@ -308,9 +303,18 @@ class ChatCompletionRequest(GenerationRequest):
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = None
     add_generation_prompt: bool = True
-    chat_template_kwargs: Annotated[
-        dict[str, Any], PlainValidator(_parse_template_kwargs, json_schema_input_type=dict[str, Any] | None)
-    ] = {}
+    chat_template_kwargs: TemplateVariablesField = {}
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    tools: ToolsField = None
+    tool_choice: Annotated[str | dict[str, Any], WithJsonSchema(TOOL_CHOICE)] | None = None
+    parallel_tool_calls: bool | None = None
+    functions: Annotated[list[Any], WithJsonSchema(FUNCTIONS)] | None = None
+    function_call: Annotated[str | dict[str, Any], WithJsonSchema(FUNCTION_CALL)] | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def output_limit(self) -> int | None:
@@ -325,14 +329,19 @@ class ChatCompletionRequest(GenerationRequest):
                 "names of one limit; send one of them",
                 param="max_tokens",
             )
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidRequestError("top_logprobs needs logprobs to be true", param="top_logprobs")
 
 
 class TokenizeRequest(_Strict):
     """The body of ``POST /tokenize``: a prompt or a conversation."""
 
+    model_config = ConfigDict(json_schema_extra={"oneOf": [one_of("prompt", "messages"), one_of("messages", "prompt")]})
+
     model: str | None = None
     prompt: str | None = None
     messages: list[ChatMessage] | None = Field(default=None, min_length=1, max_length=MAX_MESSAGES)
+    tools: ToolsField = None
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
 
@@ -341,5 +350,29 @@ class DetokenizeRequest(_Strict):
     """The body of ``POST /detokenize``."""
 
     model: str | None = None
-    tokens: list[int]
+    tokens: Annotated[list[int], WithJsonSchema(TOKEN_IDS)]
     skip_special_tokens: bool = False
+
+
+class EmbeddingRequest(ModelRequest):
+    """The body of ``POST /v1/embeddings``. ``input`` is a list of inputs, whatever form it was sent in.
+
+    By default an input's embedding is its last token's hidden state, since in a causal model that token alone has seen
+    all others; models that were trained for embeddings by another rule say so, most often ``mean``.
+    """
+
+    input: InputsField
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = Field(default=None, ge=1)
+    pooling: Literal["last", "mean"] = "last"
+    normalize: bool = True
+    truncate_prompt_tokens: int | None = Field(default=None, ge=1)
+
+
+class PinRequest(ModelRequest):
+    """The body of ``POST /v1/cache/pins``: a prompt or the beginning of a conversation, and for how many seconds."""
+
+    prompt: PromptField | None = None
+    messages: list[ChatMessage] | None = Field(default=None, min_length=1, max_length=MAX_MESSAGES)
+    tools: ToolsField = None
+    ttl: float = Field(gt=0, le=MAX_PIN_SECONDS)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
+from octavo.server.logprobs import ChatLogprobs, CompletionLogprobs, PromptLogprob
 
-def json_response(data: msgspec.Struct | dict[str, str]) -> Response:
+
+def json_response(data: msgspec.Struct | dict[str, Any], status: int = 200) -> Response:
     """A whole answer, encoded."""
-    return Response(msgspec.json.encode(data), media_type="application/json")
+    return Response(msgspec.json.encode(data), status, media_type="application/json")
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):
@@ -36,9 +38,10 @@ class CompletionChoice(msgspec.Struct, frozen=True):
     text: str
     finish_reason: str | None = None
     stop_reason: str | int | None = None
-    logprobs: None = None
+    logprobs: CompletionLogprobs | None = None
     token_ids: list[int] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: list[dict[int, PromptLogprob] | None] | UnsetType = UNSET
 
 
 class Completion(msgspec.Struct, frozen=True):
@@ -52,12 +55,37 @@ class Completion(msgspec.Struct, frozen=True):
     usage: Usage | UnsetType | None = UNSET
 
 
+class Function(msgspec.Struct, frozen=True):
+    """A function that is called, or more of its arguments: the text of a JSON object."""
+
+    arguments: str
+    name: str | UnsetType = UNSET
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    """A call of a tool."""
+
+    id: str
+    function: Function
+    type: Literal["function"] = "function"
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True):
+    """A call that begins in a stream, or more of it."""
+
+    index: int
+    function: Function
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+
+
 class AssistantMessage(msgspec.Struct, frozen=True):
     """What the model said."""
 
-    content: str
+    content: str | None
     role: Literal["assistant"] = "assistant"
     refusal: None = None
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct, frozen=True):
@@ -67,7 +95,7 @@ class ChatChoice(msgspec.Struct, frozen=True):
     message: AssistantMessage
     finish_reason: str
     stop_reason: str | int | None = None
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     token_ids: list[int] | UnsetType = UNSET
 
 
@@ -81,6 +109,7 @@ class ChatCompletion(msgspec.Struct, frozen=True):
     usage: Usage
     object: Literal["chat.completion"] = "chat.completion"
     prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: list[dict[int, PromptLogprob] | None] | UnsetType = UNSET
 
 
 class Delta(msgspec.Struct, frozen=True):
@@ -88,6 +117,7 @@ class Delta(msgspec.Struct, frozen=True):
 
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class ChatChunkChoice(msgspec.Struct, frozen=True):
@@ -97,7 +127,7 @@ class ChatChunkChoice(msgspec.Struct, frozen=True):
     delta: Delta
     finish_reason: str | None = None
     stop_reason: str | int | None = None
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     token_ids: list[int] | UnsetType = UNSET
 
 
@@ -136,6 +166,56 @@ class Tokens(msgspec.Struct, frozen=True):
     count: int
     max_model_len: int
     tokens: list[int]
+
+
+class Embedding(msgspec.Struct, frozen=True):
+    """One input's vector: numbers, or little-endian float32 bytes in base64."""
+
+    index: int
+    embedding: list[float] | str
+    object: Literal["embedding"] = "embedding"
+
+
+class EmbeddingUsage(msgspec.Struct, frozen=True):
+    """Tokens of all inputs."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(msgspec.Struct, frozen=True):
+    """The answer to ``/v1/embeddings``; ``data`` holds an encoded `Embedding` for each input."""
+
+    data: list[msgspec.Raw]
+    model: str
+    usage: EmbeddingUsage
+    object: Literal["list"] = "list"
+
+
+class CachePin(msgspec.Struct, frozen=True):
+    """A pinned prefix; ``tenant`` is told to administrators."""
+
+    id: str
+    num_tokens: int
+    num_blocks: int
+    expires_in: float
+    tenant: str | UnsetType = UNSET
+    object: Literal["cache.pin"] = "cache.pin"
+
+
+class CachePinList(msgspec.Struct, frozen=True):
+    """The answer to ``GET /v1/cache/pins``."""
+
+    data: list[CachePin]
+    object: Literal["list"] = "list"
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """The answer to a ``DELETE``: what is no more."""
+
+    id: str
+    object: Literal["cache.pin", "request"]
+    deleted: Literal[True] = True
 
 
 class Text(msgspec.Struct, frozen=True):

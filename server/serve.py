@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
+import resource
 import signal
 import socket
 from collections.abc import Iterator
@@ -18,13 +20,16 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from octavo.config import EngineConfig, ServerConfig
+from octavo.config import DEFAULT_TENANT, EngineConfig, ServerConfig
 from octavo.errors import SetupError
 from octavo.server.app import build_app
 from octavo.server.connection import BoundedConnection
 from octavo.server.console import Narrator
+from octavo.server.hosts import check_exposure
+from octavo.server.keys import ENVIRONMENT_VARIABLE, Keys, read_keys
 from octavo.server.lifecycle import Lifecycle
-from octavo.server.limits import KEEP_ALIVE_SECONDS
+from octavo.server.limits import KEEP_ALIVE_SECONDS, MAX_CONNECTIONS
+from octavo.server.tls import check_certificate
 
 if TYPE_CHECKING:
     from octavo.engine.client import EngineClient
@@ -37,7 +42,7 @@ def serve(engine_config: EngineConfig, config: ServerConfig, narrator: Narrator)
     """Serves until asked to stop; returns the process's exit status.
 
     Raises:
-        SetupError: The port is taken, or the model cannot be served.
+        SetupError: The keys or the certificate are no good, the port is taken, or the model cannot be served.
     """
     # Imported here so that a wrong option or a taken port is told at once.
     from octavo.engine.client import ProcessEngineClient
@@ -45,18 +50,37 @@ def serve(engine_config: EngineConfig, config: ServerConfig, narrator: Narrator)
     from octavo.engine.tokenizer import Tokenizer
 
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    keys = _read_keys(engine_config, config)
+    check_exposure(config, keys)
+    if config.tls_cert and config.tls_key:
+        check_certificate(config.tls_cert, config.tls_key)
+    allow_descriptors(2 * MAX_CONNECTIONS)
     with bind(config) as listener:
         with narrator.working(f"looking for {engine_config.model.model}"):
             model = prepare_model(engine_config, narrator.progress)
             tokenizer = Tokenizer(model.folder)
         client = ProcessEngineClient(engine_config, model)
-        lifecycle = Lifecycle()
+        lifecycle = Lifecycle(config.max_open_requests)
         name = config.served_model_name or model.name
-        app = build_app(client, tokenizer, config, model_name=name, lifecycle=lifecycle)
-        uvicorn_config = http_config(app)
+        app = build_app(client, tokenizer, config, model_name=name, lifecycle=lifecycle, keys=keys)
+        uvicorn_config = http_config(app, config.tls_cert, config.tls_key)
         with asyncio.Runner(loop_factory=uvicorn_config.get_loop_factory()) as runner:
-            server = Server(HttpServer(uvicorn_config), client, lifecycle, config.shutdown_timeout, narrator, name)
+            http = HttpServer(uvicorn_config)
+            server = Server(http, client, lifecycle, config.shutdown_timeout, narrator, name, keys)
             return runner.run(server.run(listener))
+
+
+def _read_keys(engine_config: EngineConfig, config: ServerConfig) -> Keys | None:
+    tenants = {DEFAULT_TENANT, *(tenant.name for tenant in engine_config.scheduler.tenants)}
+    # Taken out of the environment: the engine's process has no need of it.
+    return read_keys(config.api_keys, os.environ.pop(ENVIRONMENT_VARIABLE, None), tenants)
+
+
+def allow_descriptors(count: int) -> None:
+    """Asks for so many open files; connections are files, and the usual limit is 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < count:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count if hard < 0 else min(count, hard), hard))
 
 
 def bind(config: ServerConfig) -> socket.socket:
@@ -79,10 +103,10 @@ def bind(config: ServerConfig) -> socket.socket:
         raise SetupError(f"cannot listen on {where}: {error.strerror or error}") from error
 
 
-def address_of(listener: socket.socket) -> str:
+def address_of(listener: socket.socket, scheme: str = "http") -> str:
     """The URL that a listening socket answers at."""
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 @dataclass(frozen=True)
@@ -95,6 +119,7 @@ class Server:
     shutdown_timeout: float
     narrator: Narrator
     model_name: str
+    keys: Keys | None = None
 
     async def run(self, listener: socket.socket) -> int:
         """Serves until asked to stop, drains, and returns the exit status.
@@ -107,7 +132,7 @@ class Server:
             loop.add_signal_handler(number, self.lifecycle.stop)
         serving = asyncio.create_task(self.http.serve(sockets=[listener]))
         try:
-            if await self._start_engine(address_of(listener)):
+            if await self._start_engine(address_of(listener, "https" if self.http.config.is_ssl else "http")):
                 await self.lifecycle.stop_requested()
                 await self._drain()
         finally:
@@ -131,7 +156,8 @@ class Server:
             for task in (starting, stopping):
                 task.cancel()
             await asyncio.gather(starting, stopping, return_exceptions=True)
-        self.narrator.ready(info.report, address, self.model_name)
+        report = [*info.report, f"access       {_who(self.keys)}"]
+        self.narrator.ready(report, address, self.model_name, needs_key=self.keys is not None)
         return True
 
     async def _drain(self) -> None:
@@ -145,6 +171,12 @@ class Server:
             self.narrator.note(f"stopped with {self.lifecycle.open_requests} requests unfinished")
 
 
+def _who(keys: Keys | None) -> str:
+    if keys is None:
+        return "whoever can reach this address; no API keys"
+    return f"API keys: {len(keys)}, of {', '.join(keys.tenants)}"
+
+
 class HttpServer(uvicorn.Server):
     """uvicorn without its own signal handlers, which would stop it before the requests are drained."""
 
@@ -153,11 +185,13 @@ class HttpServer(uvicorn.Server):
         yield
 
 
-def http_config(app: object) -> uvicorn.Config:
+def http_config(app: object, tls_cert: str | None = None, tls_key: str | None = None) -> uvicorn.Config:
     """How uvicorn runs the application: quiet, bounded, and without what Octavo does itself."""
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
         http=BoundedConnection,
+        ssl_certfile=tls_cert,
+        ssl_keyfile=tls_key,
         ws="none",
         lifespan="off",
         access_log=False,

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
@@ -31,6 +32,31 @@ HEARTBEAT = b": still working\n\n"
 def frame(data: msgspec.Struct) -> bytes:
     """One event."""
     return b"data: " + msgspec.json.encode(data) + b"\n\n"
+
+
+def named_frame(data: msgspec.Struct) -> bytes:
+    """One event, with its type as its name."""
+    return b"event: %s\n" % str(data.__struct_config__.tag).encode() + frame(data)
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How one family of clients reads a stream.
+
+    Attributes:
+        frame: An event's bytes.
+        failed: What is sent last where an exception ended the events.
+        done: What follows the last event where none did: nothing, where that event is an end by itself.
+        heartbeat: What is sent in a long silence.
+    """
+
+    frame: Callable[[msgspec.Struct], bytes] = named_frame
+    failed: Callable[[Exception], Iterable[msgspec.Struct]] = lambda error: [ErrorEnvelope(describe(error))]
+    done: bytes = b""
+    heartbeat: bytes = HEARTBEAT
+
+
+CHUNKS = Dialect(frame, done=DONE)
 
 
 async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -71,7 +97,9 @@ async def merge(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tu
                 yield number, item
 
 
-async def open_stream(receive: Receive, events: AsyncGenerator[msgspec.Struct, None]) -> Response:
+async def open_stream(
+    receive: Receive, events: AsyncGenerator[msgspec.Struct, None], dialect: Dialect = CHUNKS
+) -> Response:
     """Starts a stream once it has its first event, so that a refusal still has its own status.
 
     A request that waits longer than a heartbeat gets its stream at once; what fails then is told inside it.
@@ -80,7 +108,7 @@ async def open_stream(receive: Receive, events: AsyncGenerator[msgspec.Struct, N
         ClientDisconnect: The client left before the stream began.
         OctavoError: Whatever ended ``events`` before their first.
     """
-    stream = EventStream(events)
+    stream = EventStream(events, dialect)
     try:
         await unless_disconnected(receive, stream.begin())
     except BaseException:
@@ -90,20 +118,28 @@ async def open_stream(receive: Receive, events: AsyncGenerator[msgspec.Struct, N
 
 
 class EventStream(Response):
-    """A response of server-sent events that ends in exactly one terminal event: ``[DONE]`` or an error.
+    """A response of server-sent events that ends in exactly one terminal event: its dialect's, or an error.
 
     Args:
         events: What to send. Closed at the end, however it comes.
+        dialect: How that looks.
         heartbeat: Seconds of silence after which a comment is sent.
     """
 
-    def __init__(self, events: AsyncGenerator[msgspec.Struct, None], *, heartbeat: float = HEARTBEAT_SECONDS) -> None:
+    def __init__(
+        self,
+        events: AsyncGenerator[msgspec.Struct, None],
+        dialect: Dialect = CHUNKS,
+        *,
+        heartbeat: float = HEARTBEAT_SECONDS,
+    ) -> None:
         # x-accel-buffering: nginx would otherwise collect the stream.
         super().__init__(
             media_type="text/event-stream", headers={"cache-control": "no-cache", "x-accel-buffering": "no"}
         )
         del self.headers["content-length"]
         self._events = events
+        self._dialect = dialect
         self._first = asyncio.ensure_future(anext(events))
         self._heartbeat = heartbeat
         self._last_sent = 0.0
@@ -138,15 +174,17 @@ class EventStream(Response):
 
     async def _frames(self) -> AsyncIterator[bytes]:
         try:
-            yield frame(await self._first)
+            yield self._dialect.frame(await self._first)
             async for event in self._events:
-                yield frame(event)
+                yield self._dialect.frame(event)
         except Exception as error:
             if is_internal(error):
                 logger.exception("a stream failed")
-            yield frame(ErrorEnvelope(describe(error)))
+            for event in self._dialect.failed(error):
+                yield self._dialect.frame(event)
         else:
-            yield DONE
+            if self._dialect.done:
+                yield self._dialect.done
 
     async def _write(self, send: Send, data: bytes) -> None:
         self._last_sent = asyncio.get_running_loop().time()
@@ -167,7 +205,7 @@ class EventStream(Response):
             if self._writing:  # it is the reader who is silent; and what is being written may be the last event
                 self._last_sent = loop.time()
             elif loop.time() - self._last_sent >= self._heartbeat:
-                await self._write(send, HEARTBEAT)
+                await self._write(send, self._dialect.heartbeat)
 
 
 async def _disconnect(receive: Receive) -> None:

@@ -51,12 +51,13 @@ def decode(raw: bytes) -> Any:
     except RecursionError as error:
         raise _too_deep() from error
     # Counting brackets is cheap and settles all but strange bodies.
-    if raw.count(b"[") + raw.count(b"{") > MAX_JSON_DEPTH and _deeper_than(value, MAX_JSON_DEPTH):
+    if raw.count(b"[") + raw.count(b"{") > MAX_JSON_DEPTH and deeper_than(value, MAX_JSON_DEPTH):
         raise _too_deep()
     return value
 
 
-def _deeper_than(value: Any, limit: int) -> bool:
+def deeper_than(value: Any, limit: int) -> bool:
+    """Whether a JSON value is nested more than ``limit`` levels deep."""
     level = [value]
     for _ in range(limit):
         children = (node.values() if isinstance(node, dict) else node for node in level)

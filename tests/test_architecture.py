@@ -30,6 +30,8 @@ ARROWS = {
 FRONT_END_MAY_IMPORT = {
     "octavo.engine.client",
     "octavo.engine.detokenizer",
+    "octavo.engine.doctor.examination",
+    "octavo.engine.doctor.finding",
     "octavo.engine.messages",
     "octavo.engine.prepare",
     "octavo.engine.tokenizer",
@@ -87,6 +89,10 @@ def test_package_folders_are_relative_links(folder: str) -> None:
         ("octavo", ("torch", "transformers", "numba")),
         ("octavo.block_manager.manager", ("torch", "transformers")),
         ("octavo.scheduler.scheduler", ("torch", "transformers")),
+        (
+            "octavo.server.commands.serve, octavo.server.commands.chat, octavo.server.commands.doctor",
+            ("torch", "transformers", "numba"),
+        ),
         (
             "octavo.server.app, octavo.server.cli, octavo.engine.client, octavo.engine.prepare",
             ("torch", "transformers", "numba"),

@@ -167,10 +167,12 @@ class RunningPeer:
 
     Attributes:
         start_seconds: From its start to its first generated token.
+        pid: Of the process that answers HTTP.
     """
 
     target: Target
     start_seconds: float
+    pid: int
 
 
 @contextlib.asynccontextmanager
@@ -197,7 +199,7 @@ async def running(peer: Peer, *, start_timeout: float, request_timeout: float) -
             )
         try:
             target = await _first_answer(target, process, started + start_timeout)
-            yield RunningPeer(target, time.perf_counter() - started)
+            yield RunningPeer(target, time.perf_counter() - started, process.pid)
         except PeerFailed as error:
             raise PeerFailed(f"{error}; its log ends with\n{_tail(log)}") from error
         finally:

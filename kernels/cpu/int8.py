@@ -49,10 +49,14 @@ _LEAST = np.float32(1e-33)
 _BYTE, _INT64 = ir.IntType(8), ir.IntType(64)
 
 
-@cache
 def is_available() -> bool:
     """Whether this machine has AMX for bytes, and this process may use it."""
-    return amx.is_available() and "amx_int8" in Path("/proc/cpuinfo").read_text().split()
+    return amx.is_available() and _has_bytes()
+
+
+@cache
+def _has_bytes() -> bool:
+    return "amx_int8" in Path("/proc/cpuinfo").read_text().split()
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Generic, TypeVar
 
@@ -14,9 +14,12 @@ from fastapi import Request
 from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
+from octavo.engine.tokenizer import Tokenizer
 from octavo.server.generation import Batch, Piece
+from octavo.server.logprobs import PromptLogprob, prompt_logprobs
+from octavo.server.middleware import request_id_of
 from octavo.server.protocol import GenerationRequest
-from octavo.server.responses import Usage
+from octavo.server.responses import Usage, json_response
 from octavo.server.streaming import open_stream, unless_disconnected
 
 BodyT = TypeVar("BodyT", bound=GenerationRequest)
@@ -31,36 +34,39 @@ class Answer(ABC, Generic[BodyT, ChoiceT]):
         model: The model's name, as clients use it.
         body: The request.
         batch: What was admitted for it.
+        tokenizer: Names tokens, where log-probabilities are asked for.
     """
 
-    def __init__(self, prefix: str, model: str, body: BodyT, batch: Batch) -> None:
+    def __init__(self, prefix: str, model: str, body: BodyT, batch: Batch, tokenizer: Tokenizer) -> None:
         self.id = f"{prefix}-{uuid.uuid4().hex}"
         self.created = int(time.time())
         self.model = model
         self.body = body
         self.batch = batch
+        self.tokenizer = tokenizer
         options = body.stream_options
         self._usage_at_end = bool(options and options.include_usage)
         self._usage_always = self._usage_at_end and bool(options and options.continuous_usage_stats)
 
     async def respond(self, request: Request) -> Response:
         """Generates, for as long as the client stays."""
+        self.batch.names = (self.id, request_id_of(request))
         if self.body.stream:
             return await open_stream(request.receive, self._stream())
         pieces = await unless_disconnected(request.receive, self.batch.collect())
-        return Response(msgspec.json.encode(self.whole(pieces)), media_type="application/json")
+        return json_response(self.whole(pieces))
 
     @abstractmethod
     def whole(self, pieces: list[Piece]) -> msgspec.Struct:
         """The response that is not streamed: each piece is a finished sequence."""
 
     @abstractmethod
-    def opening(self) -> Iterable[ChoiceT]:
-        """What a stream says before the first generated text."""
+    def opening(self, index: int) -> ChoiceT | None:
+        """What a stream says of a choice before its first generated text, if anything."""
 
     @abstractmethod
-    def delta(self, piece: Piece) -> ChoiceT:
-        """What a stream says for one piece."""
+    def delta(self, piece: Piece) -> ChoiceT | None:
+        """What a stream says for one piece, if anything."""
 
     @abstractmethod
     def chunk(self, choices: list[ChoiceT], usage: Usage | UnsetType | None) -> msgspec.Struct:
@@ -70,16 +76,22 @@ class Answer(ABC, Generic[BodyT, ChoiceT]):
         """Token ids, if the client asked for them."""
         return ids if self.body.return_token_ids else UNSET
 
+    def prompt_logprobs(self, index: int) -> list[dict[int, PromptLogprob] | None] | UnsetType:
+        """Log-probabilities of the prompt that a choice continues, if the client asked for them by that name."""
+        if self.body.prompt_logprobs is None:
+            return UNSET
+        return prompt_logprobs(self.tokenizer, self.batch.prompt_of(index), self.batch.prompt_logprobs_of(index))
+
     async def _stream(self) -> AsyncGenerator[msgspec.Struct, None]:
         async with aclosing(self.batch.run()) as pieces:
-            opened = False
+            opened: set[int] = set()
             async for piece in pieces:
-                if not opened:
-                    opened = True
-                    for choice in self.opening():
+                if piece.index not in opened:
+                    opened.add(piece.index)
+                    if (choice := self.opening(piece.index)) is not None:
                         yield self.chunk([choice], self._usage_so_far())
-                if piece.text or piece.finish_reason or self.body.return_token_ids:
-                    yield self.chunk([self.delta(piece)], self._usage_so_far())
+                if (choice := self.delta(piece)) is not None:
+                    yield self.chunk([choice], self._usage_so_far())
         if self._usage_at_end:
             yield self.chunk([], self.batch.usage())
 

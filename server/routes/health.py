@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from octavo.errors import EngineUnavailableError
 from octavo.server.responses import json_response
@@ -34,7 +34,7 @@ def health_router(service: Service) -> APIRouter:
         """Octavo's version."""
         return json_response({"version": version("octavo")})
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Everything that is counted, in Prometheus' text format."""
         return Response(service.metrics.render(), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})

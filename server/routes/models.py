@@ -5,7 +5,6 @@ from __future__ import annotations
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from octavo.errors import InvalidRequestError
 from octavo.server.protocol import DetokenizeRequest, TokenizeRequest
 from octavo.server.responses import ModelCard, ModelList, Text, Tokens, json_response
 from octavo.server.service import Service
@@ -36,7 +35,9 @@ def models_router(service: Service) -> APIRouter:
     async def tokenize(body: TokenizeRequest) -> Response:
         """Token ids of a prompt, or of a conversation."""
         service.check_model(body.model)
-        ids = await _ids(service, body)
+        ids = await service.encode_either(
+            body, add_special_tokens=body.add_special_tokens, add_generation_prompt=body.add_generation_prompt
+        )
         return json_response(Tokens(len(ids), service.engine_info().max_model_len, ids))
 
     @router.post("/detokenize")
@@ -47,11 +48,3 @@ def models_router(service: Service) -> APIRouter:
         return json_response(Text(await service.decode(ids, body.skip_special_tokens)))
 
     return router
-
-
-async def _ids(service: Service, body: TokenizeRequest) -> list[int]:
-    if body.messages is not None and body.prompt is None:
-        return await service.encode_chat(body.messages, add_generation_prompt=body.add_generation_prompt)
-    if body.prompt is not None and body.messages is None:
-        return await service.encode_prompt(body.prompt, add_special_tokens=body.add_special_tokens)
-    raise InvalidRequestError("send either prompt or messages", param="prompt")

@@ -17,6 +17,7 @@ from typing import Any
 from octavo.errors import ConfigError
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
+DEFAULT_TENANT = "default"  # whose requests are that name no tenant
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(i?)[bB]?\s*$")
 _SIZE_POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -73,6 +74,11 @@ def parse_int(text: str) -> int:
         return int(text)
     except ValueError:
         raise ConfigError(f"{text!r} is not a whole number") from None
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """Reads names with commas between them."""
+    return tuple(filter(None, (name.strip() for name in text.split(","))))
 
 
 def option(
@@ -134,7 +140,7 @@ def options(cls: type) -> Iterator[Field[Any]]:
 class ModelConfig:
     """Which model, and how its weights are loaded."""
 
-    model: str = DEFAULT_MODEL
+    model: str = option(DEFAULT_MODEL, "a folder, a GGUF file, a Hub id or a built-in name")
     load_format: str = option(
         "auto",
         "auto reads the model's files; dummy makes seeded random weights from its config alone",
@@ -436,19 +442,70 @@ class ServerConfig:
     host: str = option("127.0.0.1", "address to listen on")
     port: int = option(8000, "port to listen on; 0 takes a free one", parse=parse_int)
     served_model_name: str | None = option(None, "the model name that clients use; default: MODEL")
+    tool_format: str = option(
+        "auto",
+        "how the model writes calls of tools; auto finds it in the chat template, and describes tools itself where "
+        "that knows none",
+        choices=("auto", "hermes", "llama3", "mistral", "mistral-args", "qwen3-coder"),
+    )
     shutdown_timeout: float = option(
         30.0, "seconds that running requests get to finish after SIGTERM", parse=parse_real
     )
     max_body_bytes: int = option(8 * 1024 * 1024, "the largest request body", parse=parse_bytes)
+    max_open_requests: int = option(
+        1024, "requests that one tenant may have open; one beyond that is refused with a 429", parse=parse_count
+    )
+    api_keys: str | None = option(
+        None,
+        "a file with API keys, as `octavo key` makes them; every request then needs one. Keys may also be given in the "
+        "environment variable OCTAVO_API_KEY",
+    )
+    allow_anonymous: bool = option(False, "serve without API keys although other machines can reach --host")
+    public_metrics: bool = option(
+        False, "answer /metrics without an API key; otherwise it needs one that is marked admin"
+    )
+    tokenizer_info: bool = option(
+        False,
+        "answer /tokenizer_info, which tells the whole chat template; off by default, since a template may hold "
+        "instructions of the operator's that no client is meant to read",
+    )
+    allowed_hosts: tuple[str, ...] | None = option(
+        None,
+        "names by which clients may call this server besides localhost, --host and IP addresses, with commas between "
+        "them, or * for any; default: any with API keys, none without",
+        parse=parse_names,
+    )
+    cors_origins: tuple[str, ...] = option(
+        (),
+        "web sites whose pages may use this server, such as https://chat.example, with commas between them, or * for "
+        "any",
+        parse=parse_names,
+    )
+    tls_cert: str | None = option(None, "a file with the certificate chain, for HTTPS; needs --tls-key")
+    tls_key: str | None = option(None, "the file with the certificate's private key; needs --tls-cert")
     log_level: str = option("info", "how much the server logs", choices=("debug", "info", "warning", "error"))
 
     def __post_init__(self) -> None:
         _one_of(self)
-        _positive(self, "max_body_bytes")
+        _positive(self, "max_body_bytes", "max_open_requests")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port must lie between 0 and 65535, not {self.port}")
         if self.shutdown_timeout < 0:
             raise ConfigError(f"--shutdown-timeout must not be negative, got {self.shutdown_timeout}")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ConfigError("--tls-cert and --tls-key belong together; give both or neither")
+        _check_names("--allowed-hosts", self.allowed_hosts or (), _HOST, "octavo.example, without a port")
+        _check_names("--cors-origins", self.cors_origins, _ORIGIN, "https://chat.example or http://localhost:3000")
+
+
+_HOST = re.compile(r"[A-Za-z0-9_.-]+")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:\d+)?")
+
+
+def _check_names(flag: str, names: tuple[str, ...], form: re.Pattern[str], example: str) -> None:
+    for name in names:
+        if name != "*" and not form.fullmatch(name):
+            raise ConfigError(f"{flag}: {name!r} is not understood; write it as {example}, or * for any")
 
 
 def take_known(section: type, values: dict[str, Any]) -> Any:

@@ -5,9 +5,12 @@
     │   ├── InvalidRequestError     a parameter is malformed or out of range
     │   ├── NeverFitsError          the request can never fit the block pool or the context window
     │   ├── NotFoundError           the named model, route or request does not exist
-    │   └── AuthenticationError     the API key is missing or unknown
+    │   ├── AbortedError            somebody who may do so ended the request while it ran
+    │   ├── AuthenticationError     the API key is missing or unknown
+    │   └── ForbiddenError          the API key, or the name that the server was called by, does not allow it
     ├── CapacityError           nothing is wrong with the request; later is fine
     │   ├── QueueFullError          the waiting queue is at its limit
+    │   ├── TooManyRequestsError    the tenant has as many requests open as it may
     │   ├── PinBudgetError          other pins take too much of the blocks that may be pinned
     │   └── EngineUnavailableError  the engine is loading, restarting or draining
     ├── ServerFault             our fault, one request or the whole engine
@@ -67,8 +70,16 @@ class NotFoundError(ClientError):
     """The named model, route or request does not exist."""
 
 
+class AbortedError(ClientError):
+    """Somebody who may do so ended the request while it ran."""
+
+
 class AuthenticationError(ClientError):
     """The API key is missing or unknown."""
+
+
+class ForbiddenError(ClientError):
+    """The API key, or the name that the server was called by, does not allow it."""
 
 
 class CapacityError(OctavoError):
@@ -86,6 +97,10 @@ class CapacityError(OctavoError):
 
 class QueueFullError(CapacityError):
     """The waiting queue is at its limit."""
+
+
+class TooManyRequestsError(CapacityError):
+    """The tenant has as many requests open as it may."""
 
 
 class PinBudgetError(CapacityError):

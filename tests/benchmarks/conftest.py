@@ -25,4 +25,5 @@ def load(name: str, file: Path, package: Path | None = None) -> None:
 load("loadgen", BENCHMARKS / "loadgen" / "__init__.py", BENCHMARKS / "loadgen")
 load("scheduler_work", BENCHMARKS / "scheduler_work.py")
 load("scheduler_benchmark", BENCHMARKS / "scheduler.py")
+load("soak", BENCHMARKS / "soak.py")
 load("stub_peer", Path(__file__).with_name("stub_peer.py"))

@@ -20,7 +20,6 @@ from blocks import Tokens, evict
 from factories import make_manager
 
 from octavo.block_manager.manager import BlockCopy, PrefixMatch, SwappedBlocks
-from octavo.block_manager.pins import Pin
 from octavo.block_manager.tiers import Tier
 
 SEEDS = 4_000 if os.environ.get("OCTAVO_NIGHTLY") == "1" else 240
@@ -40,6 +39,7 @@ EVENTS = (
     "own copies of something invalidated",
     "failed step",
     "pin",
+    "renewed pin",
     "unpin",
     "invalidation",
     "stopped at its ceiling",
@@ -118,7 +118,6 @@ class Work:
         self.slots: dict[tuple[Tier, int], list[Slot | None]] = {}
         self.rows: dict[int, Job] = {}
         self.waiting: list[Job] = []
-        self.pins: list[Pin] = []
         self.invalidations: list[Invalidation] = []
         self.number = 0
         self.seen = Counter[str]()
@@ -171,12 +170,13 @@ class Work:
         blocks, namespace = self.manager.find_pinnable(tokens, salt, tenant)
         idle = sum(self.manager.pool.owners(block) == 0 for block in blocks)
         if blocks and not self.manager.pins.missing(blocks) and idle <= self.manager.room(tenant):
-            self.pins.append(self.manager.pin(blocks, namespace, tenant, self.rng.random()))
-            self.seen["pin"] += 1
+            pins = len(self.manager.pins)
+            self.manager.pin(blocks, namespace, tenant, self.rng.random())
+            self.seen["pin" if len(self.manager.pins) > pins else "renewed pin"] += 1
 
     def unpin(self) -> None:
-        if self.pins:
-            self.manager.unpin(self.pins.pop(self.rng.randrange(len(self.pins))))
+        if pins := self.manager.pins.listed():
+            self.manager.unpin(self.rng.choice(pins))
             self.seen["unpin"] += 1
 
     def flush(self) -> None:
@@ -197,7 +197,6 @@ class Work:
             forgotten = self.manager.invalidate_namespaces(tenant, which)
             self.invalidations.append(Invalidation(self.number, tenant, which, ()))
         self.seen["invalidation"] += forgotten > 0
-        self.pins = [pin for pin in self.pins if self.manager.pins.find(pin.number) is pin]
 
     # ── a step ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -346,7 +345,7 @@ class Work:
         held = [set[int](), set[int]()]
         for row, job in self.rows.items():
             held[job.tenant].update(manager.tables.blocks(row))
-        for pin in self.pins:
+        for pin in self.manager.pins.listed():
             held[pin.tenant].update(pin.blocks)
         assert manager.quota.used == [len(blocks) for blocks in held]
 
@@ -388,7 +387,7 @@ class Work:
             self.release(row)
         while self.waiting:
             self.give_up()
-        while self.pins:
+        while len(self.manager.pins):
             self.unpin()
         self.check()
         assert self.manager.pool.counts.used == 0

@@ -291,6 +291,18 @@ MUTATIONS = [
         "        return self.pins.add",
     ),
     Mutation(
+        "pinning the same again changes nothing",
+        "block_manager/pins.py",
+        "expires=max(pin.expires, expires)",
+        "expires=pin.expires",
+    ),
+    Mutation(
+        "pinning the same again makes a second pin",
+        "block_manager/manager.py",
+        "if (renewed := self.pins.renew(blocks, expires)) is not None:",
+        "if (renewed := self.pins.renew([-1], expires)) is not None:",
+    ),
+    Mutation(
         "a beginning that pins share counts twice",
         "block_manager/pins.py",
         "sum(block not in self._held for block in blocks)",

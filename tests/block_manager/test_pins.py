@@ -83,6 +83,20 @@ def test_a_block_stays_pinned_until_its_last_pin_goes() -> None:
     assert (pins.num_blocks, pins.held(1), len(pins)) == (0, 0, 0)
 
 
+def test_the_same_again_lasts_longer_and_is_no_second_pin() -> None:
+    pins = Pins(4)
+    pin, other = add(pins, 1, 2, expires=3.0), add(pins, 1, expires=4.0)
+    assert pins.renew([1, 2], 2.0) == pin
+    renewed = pins.renew([1, 2], 5.0)
+    assert renewed == dataclasses.replace(pin, expires=5.0)
+    assert pins.find(pin.number) == renewed
+    assert pins.listed() == [other, renewed]
+    assert (pins.next_expiry, pins.held(1), pins.held(2)) == (4.0, 2, 1)
+    assert pins.renew([1, 2, 3], 9.0) is None
+    pins.remove(pin)
+    assert pins.renew([1, 2], 9.0) is None
+
+
 def test_pins_are_listed_in_the_order_in_which_they_expire() -> None:
     pins = Pins(4)
     late, soon, between = add(pins, 1, expires=9.0), add(pins, 2, expires=2.0), add(pins, 3, expires=5.0)

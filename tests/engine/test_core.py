@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from octavo.config import EngineConfig
+from octavo.engine import runner
 from octavo.engine.core import EngineCore
 from octavo.engine.messages import AddRequest, packed
 from octavo.errors import ConfigError
@@ -210,3 +212,18 @@ def test_an_interrupted_step_is_not_taken_for_computed(load: Load, monkeypatch: 
     core.abort([7])
     assert core.check_integrity() == []
     assert run(core, [prompt]) == expected
+
+
+def test_a_scored_prompt_never_has_all_its_logits_at_once(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "_SCORED_AT_ONCE", 16)
+    core = load()
+    compute, asked = core.runner._decoder.logits, []
+
+    def logits(hidden: torch.Tensor) -> torch.Tensor:
+        asked.append(len(hidden))
+        return compute(hidden)
+
+    monkeypatch.setattr(core.runner._decoder, "logits", logits)
+    run(core, [list(range(1, 100))], prompt_logprobs=1, max_tokens=1)
+    assert sum(asked) == 99  # of 98 tokens that follow one, and the first of the output
+    assert max(asked) == 16

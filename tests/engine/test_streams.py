@@ -16,7 +16,7 @@ async def collect(stream: RequestStream) -> list[SequenceDelta]:
 
 
 async def test_tokens_that_pile_up_are_merged() -> None:
-    stream = RequestStream("r", 1)
+    stream = RequestStream("r", 1, prompt_len=3)
     stream.start(0, 16)
     for token in range(5):
         stream.push(0, token)
@@ -25,8 +25,18 @@ async def test_tokens_that_pile_up_are_merged() -> None:
     assert (delta.token_ids, delta.finish_reason, delta.cached_tokens) == ([0, 1, 2, 3, 4], "length", 16)
 
 
+async def test_what_is_made_of_the_prompt_comes_with_the_first_sequence() -> None:
+    stream = RequestStream("r", 2, prompt_len=3)
+    stream.embed(b"vector")
+    stream.pin(7)
+    for index in range(2):
+        stream.push(index, 1)
+        stream.end(index, StreamEnd(index, "length"))
+    assert [(d.embedding, d.pin) for d in await collect(stream)] == [(b"vector", 7), (None, None)]
+
+
 async def test_the_stream_ends_when_all_sequences_have() -> None:
-    stream = RequestStream("r", 2)
+    stream = RequestStream("r", 2, prompt_len=3)
     reader = asyncio.create_task(collect(stream))
     stream.push(0, 1)
     await asyncio.sleep(0)
@@ -40,7 +50,7 @@ async def test_the_stream_ends_when_all_sequences_have() -> None:
 
 
 async def test_a_failure_comes_after_what_has_arrived() -> None:
-    stream = RequestStream("r", 1)
+    stream = RequestStream("r", 1, prompt_len=3)
     stream.push(0, 7)
     stream.fail(EngineDeadError("gone"))
     deltas = stream.deltas()
@@ -50,14 +60,14 @@ async def test_a_failure_comes_after_what_has_arrived() -> None:
 
 
 async def test_an_error_in_one_sequence_ends_the_request() -> None:
-    stream = RequestStream("r", 3)
+    stream = RequestStream("r", 3, prompt_len=3)
     stream.end(1, StreamEnd(1, "error", error="bad"))
     (delta,) = await collect(stream)
     assert (delta.index, delta.finish_reason, delta.error) == (1, "error", "bad")
 
 
 async def test_nothing_more_comes_of_a_dropped_sequence() -> None:
-    stream = RequestStream("r", 2)
+    stream = RequestStream("r", 2, prompt_len=3)
     stream.drop(0)
     stream.push(0, 1)
     stream.end(0, StreamEnd(0, "stop"))
@@ -67,13 +77,13 @@ async def test_nothing_more_comes_of_a_dropped_sequence() -> None:
 
 
 async def test_dropping_the_last_sequence_ends_the_stream() -> None:
-    stream = RequestStream("r", 1)
+    stream = RequestStream("r", 1, prompt_len=3)
     stream.drop(0)
     assert await collect(stream) == []
 
 
 async def test_dropping_a_sequence_that_has_ended_leaves_its_siblings_open() -> None:
-    stream = RequestStream("r", 2)
+    stream = RequestStream("r", 2, prompt_len=3)
     stream.end(1, StreamEnd(1, "stop"))
     stream.drop(1)
     assert not stream.done
@@ -83,7 +93,7 @@ async def test_dropping_a_sequence_that_has_ended_leaves_its_siblings_open() -> 
 
 
 async def test_an_error_told_for_a_dropped_sequence_ends_the_others() -> None:
-    stream = RequestStream("r", 2)
+    stream = RequestStream("r", 2, prompt_len=3)
     stream.drop(1)
     stream.end(1, StreamEnd(1, "error", error="bad"))
     (delta,) = await collect(stream)

@@ -41,6 +41,8 @@ def test_there_and_back(tokenizer: Tokenizer) -> None:
 
 def test_what_a_folder_declares(tokenizer: Tokenizer) -> None:
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (BOS_ID, EOS_ID)
+    assert tokenizer.special_tokens == {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+    assert (tokenizer.class_name, tokenizer.chat_template) == (None, CHATML)
     assert tokenizer.special_token_ids == {0, 1, 2}
     assert tokenizer.vocab_size == 1 + max(byte_level().get_vocab().values())
     assert tokenizer.has_token(tokenizer.vocab_size - 1)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import openai
 import pytest
+from pydantic import BaseModel, Field
 from serving import Server
 
 pytestmark = pytest.mark.model
@@ -109,3 +110,43 @@ def test_errors_arrive_as_the_clients_own(client: openai.OpenAI, model: str) -> 
         client.completions.create(model=model, prompt="x", max_tokens=9000)
     with pytest.raises(openai.BadRequestError, match="temperature"):
         client.completions.create(model=model, prompt="x", temperature=3)
+
+
+class Place(BaseModel):
+    """Where something is."""
+
+    city: str = Field(max_length=20)
+    population: int = Field(ge=0, le=10**8)
+
+
+def test_structured_output_and_calls_are_parsed(client: openai.OpenAI, model: str) -> None:
+    asked = {"model": model, "messages": QUESTION, "temperature": 1, "max_tokens": 120}
+    parsed = client.chat.completions.parse(**asked, response_format=Place, seed=1)
+    assert isinstance(parsed.choices[0].message.parsed, Place)
+    tool = openai.pydantic_function_tool(Place, name="look_up")
+    for choice in ("required", {"type": "function", "function": {"name": "look_up"}}):
+        called = client.chat.completions.parse(
+            **asked, tools=[tool], tool_choice=choice, parallel_tool_calls=False, seed=2
+        )
+        (call,) = called.choices[0].message.tool_calls or []
+        assert isinstance(call.function.parsed_arguments, Place)
+
+
+def test_what_cannot_be_followed_is_refused_by_the_engine(client: openai.OpenAI, model: str) -> None:
+    unknown = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "colour"}}}
+    with pytest.raises(openai.BadRequestError, match="colour"):
+        client.chat.completions.create(model=model, messages=QUESTION, response_format=unknown)
+
+
+def test_logprobs_over_the_process_boundary(client: openai.OpenAI, model: str) -> None:
+    asked = {"model": model, "prompt": "The capital of France is", "temperature": 0}
+    answer = client.completions.create(**asked, max_tokens=4, logprobs=2, echo=True)
+    columns = answer.choices[0].logprobs
+    assert columns is not None
+    assert columns.token_logprobs is not None
+    assert columns.token_logprobs[0] is None
+    assert all(-30 < logprob < 0 for logprob in columns.token_logprobs[1:])
+    scored = client.completions.create(**asked, max_tokens=0, logprobs=2, echo=True)
+    prompt = scored.choices[0].logprobs.token_logprobs
+    assert prompt[1:] == pytest.approx(columns.token_logprobs[1 : len(prompt)], abs=1e-4)
+    assert scored.usage.completion_tokens == 0

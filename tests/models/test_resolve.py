@@ -15,7 +15,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from octavo.errors import ModelNotFoundError, WeightsError
 from octavo.models import resolve as resolve_module
 from octavo.models.builtin import BUILTIN_MODELS
-from octavo.models.resolve import ModelFolder, resolve
+from octavo.models.cache import build_once
+from octavo.models.resolve import ModelFolder, locate, resolve
 
 
 @pytest.fixture(autouse=True)
@@ -174,3 +175,39 @@ def test_a_gguf_file_that_is_none(content, reason, tmp_path, converted):
     with pytest.raises(WeightsError, match=rf"broken\.gguf .*{reason}"):
         find(tmp_path / "broken.gguf")
     assert not converted
+
+
+def test_what_is_here_is_located(tmp_path, converted):
+    assert locate(str(tmp_path)) == tmp_path  # whoever prepares it finds out what is missing
+    (tmp_path / "tokenizer.model").touch()
+    assert locate(str(tmp_path)) is None
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (tmp_path / name).touch()
+    assert locate(str(tmp_path)) == tmp_path
+    (tmp_path / "tiny.gguf").touch()
+    assert locate(str(tmp_path / "tiny.gguf")) is None
+    assert converted == []
+    with pytest.raises(ModelNotFoundError, match="there is no model 'smollm'"):
+        locate("smollm")
+
+
+def test_a_built_in_model_is_located_once_it_was_built():
+    name = next(iter(BUILTIN_MODELS))
+    assert locate(name) is None
+    folder = build_once(name, lambda folder: None, progress=lambda _: None)
+    assert locate(name) == folder
+
+
+def test_a_model_of_the_hub_is_located_when_it_is_complete(tmp_path, monkeypatch):
+    def snapshot_download(name: str, local_files_only: bool) -> str:
+        assert local_files_only
+        if name == "org/none":
+            raise LocalEntryNotFoundError("not here")
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert locate("org/none") is None
+    assert locate("org/half") is None
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (tmp_path / name).touch()
+    assert locate("org/whole") == tmp_path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -81,6 +80,17 @@ def test_pins_that_begin_alike_hold_their_common_blocks_once() -> None:
     assert engine.scheduler.pinning.listed() == [short]
 
 
+def test_pinning_the_same_again_makes_its_pin_last_longer() -> None:
+    engine = warm(0, pin_ratio=0.125)  # no block more may be pinned
+    first = pin(engine, 0, ttl=10.0)
+    engine.now = 5.0
+    assert pin(engine, 0, ttl=1.0) == first
+    renewed = pin(engine, 0, ttl=10.0)
+    assert (renewed.number, renewed.expires) == (first.number, 15.0)
+    assert engine.scheduler.pinning.drop(first.number)
+    check_empty(engine.scheduler)
+
+
 # ── what is refused ─────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -99,9 +109,6 @@ def test_less_than_a_block_cannot_be_pinned() -> None:
     with pytest.raises(InvalidRequestError) as caught:
         engine.scheduler.pin(prompt(3), 10.0)
     assert str(caught.value) == "3 tokens fill no block of 4; only full blocks can be pinned"
-    with pytest.raises(InvalidRequestError):
-        engine.add(0, prompt(3), greedy(), pin_ttl=10.0)
-    assert not engine.scheduler.has_work
 
 
 def test_without_prefix_caching_nothing_can_be_pinned() -> None:
@@ -113,15 +120,10 @@ def test_without_prefix_caching_nothing_can_be_pinned() -> None:
 def test_more_than_the_budget_can_never_be_pinned() -> None:
     engine = warm(0, pin_ratio=0.125)
     assert pin(engine, 0)
-    acts: list[Callable[[], object]] = [
-        lambda: engine.scheduler.pin(prompt(12), 10.0),
-        lambda: engine.add(0, prompt(12), greedy(), pin_ttl=10.0),
-    ]
-    for act in acts:
-        with pytest.raises(NeverFitsError) as caught:
-            act()
-        assert str(caught.value) == "12 tokens are 3 blocks, and at most 2 may be pinned (--pin-ratio)"
-        assert (caught.value.largest, caught.value.param) == (8, "prompt")
+    with pytest.raises(NeverFitsError) as caught:
+        engine.scheduler.pin(prompt(12), 10.0)
+    assert str(caught.value) == "12 tokens are 3 blocks, and at most 2 may be pinned (--pin-ratio)"
+    assert (caught.value.largest, caught.value.param) == (8, "prompt")
 
 
 def test_what_other_pins_leave_no_room_for_can_be_pinned_later() -> None:
@@ -357,9 +359,10 @@ def test_the_time_of_a_requests_pin_begins_when_the_prompt_is_complete() -> None
 def test_a_prompt_that_ends_with_its_block_is_pinned_whole() -> None:
     engine = Engine(num_blocks=16, pin_ratio=0.5)
     for key in range(2):  # the second one computes the last block once more, and shares the first one's
-        engine.add(key, prompt(8), plain(1), pin_ttl=10.0)
+        engine.add(key, prompt(8), plain(1), pin_ttl=10.0 + key)
         engine.run()
-        assert len(engine.scheduler.pinning.listed()[key].blocks) == 2
+        (made,) = engine.scheduler.pinning.listed()
+        assert (len(made.blocks), made.expires) == (2, 10.0 + key)
     assert engine.scheduler.manager.pins.num_blocks == 2
 
 
@@ -371,6 +374,16 @@ def test_if_other_pins_leave_no_room_the_request_runs_and_is_told_so() -> None:
     engine.run()
     assert [result.pinned for result in seen] == [((stream_of(0, 0), 0),), (), ()]
     assert engine.outputs[0, 0] == expected(prompt(9, start=20), plain(3))
+
+
+@pytest.mark.parametrize(("count", "limits"), [(3, {}), (12, {"pin_ratio": 0.125}), (9, {"caching": False})])
+def test_nor_is_a_request_refused_that_can_never_be_pinned(count: int, limits: dict[str, Any]) -> None:
+    engine = warm(0, **limits)
+    seen = results(engine)
+    engine.add(0, prompt(count, start=20), plain(3), pin_ttl=10.0)
+    engine.run()
+    assert [result.pinned for result in seen] == [((stream_of(0, 0), 0),), (), ()]
+    assert engine.outputs[0, 0] == expected(prompt(count, start=20), plain(3))
 
 
 def test_what_was_invalidated_meanwhile_is_not_pinned() -> None:

@@ -10,6 +10,7 @@ from factories import make_request
 
 from octavo.scheduler.request import NO_ROW, Sequence
 from octavo.scheduler.rows import Rows
+from octavo.scheduler.sampling import POOLINGS
 from octavo.scheduler.tenants import Tenant
 
 PROMPT = [5, 6, 7]
@@ -81,6 +82,11 @@ def test_what_outputs_are_chosen_by_becomes_columns(rows: Rows) -> None:
     beam = rows.occupy(make_sequence(beam_width=4), 0)
     assert (rows.wants_logprobs[likeliest], rows.beam_width[likeliest]) == (True, 0)
     assert (rows.wants_logprobs[beam], rows.beam_width[beam]) == (False, 4)
+
+
+def test_pooling_becomes_a_column(rows: Rows) -> None:
+    kinds = [rows.pooling[rows.occupy(make_sequence(pooling=kind, max_tokens=1), 0)] for kind in ("last", "mean")]
+    assert [POOLINGS[kind] for kind in kinds] == ["last", "mean"]
 
 
 def test_only_the_first_sequence_has_siblings_to_fork(rows: Rows) -> None:

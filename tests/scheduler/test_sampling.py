@@ -168,6 +168,31 @@ def test_what_is_run_and_whether_it_is_chosen_among(
     assert (sampling.num_sequences, sampling.chooses, sampling.wants_logprobs) == (sequences, chooses, wants_logprobs)
 
 
+@pytest.mark.parametrize("kind", ["last", "mean"])
+def test_pooling_is_of_one_prompt_and_nothing_follows(kind: str) -> None:
+    assert SamplingParams(pooling=kind, max_tokens=1).pooling == kind
+    for values in ({}, {"max_tokens": 2}, {"max_tokens": 1, "n": 2}, {"max_tokens": 1, "beam_width": 1}):
+        error = refusal(pooling=kind, **values)
+        assert str(error) == "pooling takes one sequence and max_tokens 1"
+        assert error.param == "pooling"
+
+
+@pytest.mark.parametrize("kind", ["", "cls", 1, ["last"]])
+def test_unknown_poolings_are_refused(kind: object) -> None:
+    assert str(refusal(pooling=kind, max_tokens=1)) == f"pooling must be last or mean, not {kind!r}"
+
+
+@pytest.mark.parametrize(
+    ("values", "reads"),
+    [
+        ({}, True), ({"pooling": "last", "max_tokens": 1}, True), ({"pooling": "mean", "max_tokens": 1}, False),
+        ({"prompt_logprobs": 0}, False),
+    ],
+)  # fmt: skip
+def test_what_needs_every_token_reads_no_cache(values: dict[str, Any], *, reads: bool) -> None:
+    assert SamplingParams(**values).reads_cache is reads
+
+
 def test_parameters_do_not_change() -> None:
     with pytest.raises(FrozenInstanceError):
         SamplingParams().n = 2  # type: ignore[misc]

@@ -116,8 +116,7 @@ class ServingMachine(RuleBasedStateMachine):
         try:
             self.engine.add(key, prompt, sampling, salt, tenant=tenant, **how)
         except ClientError:
-            may_be_refused = sampling.beam_width or how.get("pin_ttl")
-            assert may_be_refused
+            assert sampling.beam_width
         else:
             self.jobs[key] = (prompt, sampling)
 

@@ -15,12 +15,15 @@ import httpx
 import pytest
 from fake_engine import FakeEngine
 from fastapi import FastAPI
+from self_signed import make_certificate
 from tiny_tokenizer import EOS_ID, write_tokenizer
 
 from octavo.config import ServerConfig
 from octavo.engine.tokenizer import Tokenizer
 from octavo.server.app import build_app
+from octavo.server.keys import Keys
 from octavo.server.lifecycle import Lifecycle
+from octavo.server.middleware import BodyReader
 from octavo.server.serve import HttpServer, address_of, bind, http_config
 
 
@@ -35,18 +38,35 @@ def engine() -> FakeEngine:
 
 
 @pytest.fixture
+def say(engine: FakeEngine, tokenizer: Tokenizer) -> Callable[[str], None]:
+    """Makes the engine say a text."""
+
+    def script(text: str) -> None:
+        engine.script = tokenizer.encode(text)
+
+    return script
+
+
+@pytest.fixture
 def lifecycle() -> Lifecycle:
     return Lifecycle()
 
 
 @pytest.fixture
 def config() -> ServerConfig:
-    return ServerConfig(port=0, max_body_bytes=64 * 1024)
+    return ServerConfig(port=0, max_body_bytes=64 * 1024, allowed_hosts=("octavo", "x"))
 
 
 @pytest.fixture
-def app(engine: FakeEngine, tokenizer: Tokenizer, config: ServerConfig, lifecycle: Lifecycle) -> FastAPI:
-    return build_app(engine, tokenizer, config, model_name="tiny", lifecycle=lifecycle)
+def keys() -> Keys | None:
+    return None
+
+
+@pytest.fixture
+def app(
+    engine: FakeEngine, tokenizer: Tokenizer, config: ServerConfig, lifecycle: Lifecycle, keys: Keys | None
+) -> FastAPI:
+    return build_app(engine, tokenizer, config, model_name="tiny", lifecycle=lifecycle, keys=keys)
 
 
 @pytest.fixture
@@ -67,6 +87,23 @@ def url(app: FastAPI) -> Iterator[str]:
     server.should_exit = True
     thread.join(timeout=10)
     assert not thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """The files of a certificate for this machine, signed by itself, and of its key."""
+    folder = tmp_path_factory.mktemp("certificate")
+    files = str(folder / "cert.pem"), str(folder / "key.pem")
+    make_certificate(*files)
+    return files
+
+
+@pytest.fixture
+def impatient(app: FastAPI) -> None:
+    """Bodies have to arrive at once."""
+    for middleware in app.user_middleware:
+        if middleware.cls is BodyReader:
+            middleware.kwargs["seconds"] = 0.2
 
 
 def wait_until(condition: Callable[[], bool], timeout: float = 5.0) -> float:

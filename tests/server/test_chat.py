@@ -48,7 +48,9 @@ async def test_developer_is_the_newer_name_of_system(http: httpx.AsyncClient, en
 
 async def test_every_role_is_accepted(http: httpx.AsyncClient) -> None:
     roles = ["system", "developer", "user", "assistant", "tool"]
-    messages = [{"role": role, "content": "x", "tool_call_id": "1", "name": "n"} for role in roles]
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages: list[dict[str, Any]] = [{"role": role, "content": "x", "name": "n"} for role in roles]
+    messages[3]["tool_calls"], messages[4]["tool_call_id"] = [call], "1"
     assert (await chat(http, messages, max_tokens=1)).status_code == 200
 
 
@@ -104,17 +106,19 @@ async def test_the_last_turn_can_be_left_open(http: httpx.AsyncClient, engine: F
         ([{"role": "bot", "content": "x"}], "messages[0].role", "system, developer, user, assistant, tool"),
         ([*HELLO, {"role": ["user"], "content": "x"}], "messages[1].role", "unknown role"),
         ([{"content": "x"}], "messages[0].role", "is required"),
-        ([{"role": "user"}], "messages[0].content", "is required"),
+        ([{"role": "user"}], "messages[0]", "content is required"),
         ([{"role": "user", "content": 5}], "messages[0].content", "text"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/y.png"}}]}],
          "messages[0].content", "'image_url' is not supported: Octavo reads text only"),
         ([{"role": "user", "content": [{"type": "input_audio"}]}], "messages[0].content", "text only"),
         ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content", "must have a text"),
-        ([{"role": "assistant", "content": None, "tool_calls": [{}]}], "messages[0].tool_calls", "not supported"),
+        ([{"role": "assistant", "content": None, "tool_calls": [{}]}], "messages", "tool_calls[0]: must be"),
         ([], "messages", "at least 1"),
         ("Hello", "messages", "list"),
         (["Hello"], "messages[0]", "object"),
-        ([{"role": "tool", "content": "x"}], "messages", "a tool cannot begin"),
+        ([{"role": "assistant", "content": "x"}], "messages", "an assistant cannot begin"),
+        ([{"role": "tool", "content": "x"}], "messages", "must have the tool_call_id"),
+        ([{"role": "assistant"}], "messages[0]", "content is required"),
     ],
 )  # fmt: skip
 async def test_messages_that_are_refused(http: httpx.AsyncClient, messages: Any, param: str, words: str) -> None:

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import socket
-from collections.abc import Callable
+from typing import Any
 
 import pytest
-from fastapi import FastAPI
+from raw_http import Connect, read_answer
 
 from octavo.server.connection import BoundedConnection
 from octavo.server.limits import MAX_HEADER_BYTES, MAX_HEADERS
-from octavo.server.middleware import BodyReader
-
-Connect = Callable[[], socket.socket]
-
-
-def read_all(connection: socket.socket) -> tuple[int, dict[str, str]]:
-    """The status and the error of a response after which the server closes."""
-    received = b""
-    while part := connection.recv(65536):
-        received += part
-    head, _, body = received.partition(b"\r\n\r\n")
-    return int(head.split()[1]), json.loads(body)["error"]
 
 
 @pytest.mark.parametrize(
@@ -35,21 +21,21 @@ def read_all(connection: socket.socket) -> tuple[int, dict[str, str]]:
 def test_a_head_that_is_too_large(connect: Connect, head: bytes) -> None:
     connection = connect()
     connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n" + head + b"\r\n")
-    status, error = read_all(connection)
+    status, body = read_answer(connection)
     assert status == 431
-    assert str(MAX_HEADER_BYTES) in error["message"]
+    assert str(MAX_HEADER_BYTES) in body["error"]["message"]
 
 
 def test_a_path_that_is_too_long(connect: Connect) -> None:
     connection = connect()
     connection.sendall(b"GET /" + b"x" * (MAX_HEADER_BYTES + 1) + b" HTTP/1.1\r\nhost: x\r\n\r\n")
-    assert read_all(connection)[0] == 431
+    assert read_answer(connection)[0] == 431
 
 
 def test_what_is_not_http(connect: Connect) -> None:
     connection = connect()
     connection.sendall(b"hello there\r\n\r\n")
-    assert read_all(connection)[0] == 400
+    assert read_answer(connection)[0] == 400
 
 
 @pytest.mark.parametrize("begun", [b"", b"GET /hea", b"GET /health HTTP/1.1\r\nhost: x\r\n"])
@@ -57,7 +43,7 @@ def test_a_head_that_does_not_come(connect: Connect, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(BoundedConnection, "header_seconds", 0.2)
     connection = connect()
     connection.sendall(begun)
-    assert read_all(connection)[0] == 408
+    assert read_answer(connection)[0] == 408
 
 
 def test_a_kept_connection_may_wait_longer_than_a_head(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,19 +60,36 @@ def test_a_kept_connection_may_wait_longer_than_a_head(connect: Connect, monkeyp
             connection.recv(1)
 
 
-@pytest.fixture
-def impatient(app: FastAPI) -> None:
-    for middleware in app.user_middleware:
-        if middleware.cls is BodyReader:
-            middleware.kwargs["seconds"] = 0.2
-
-
 @pytest.mark.usefixtures("impatient")
 def test_a_body_that_does_not_come(connect: Connect) -> None:
     connection = connect()
     connection.sendall(
         b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 50\r\n\r\n{"
     )
-    status, error = read_all(connection)
+    status, body = read_answer(connection)
     assert status == 408
-    assert error["code"] == "request_timeout"
+    assert body["error"]["code"] == "request_timeout"
+
+
+def test_one_connection_too_many(connect: Connect, monkeypatch: pytest.MonkeyPatch, wait_until: Any) -> None:
+    monkeypatch.setattr(BoundedConnection, "max_connections", 2)
+    head = b"GET /health HTTP/1.1\r\nhost: x\r\n"
+    first, second = connect(), connect()
+    for connection in (first, second):  # which is when the server knows of it
+        connection.sendall(head + b"\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+    refused = connect().recv(65536)
+    assert refused.startswith(b"HTTP/1.1 503")
+    assert b"\r\nretry-after: 1\r\n" in refused
+    second.sendall(head + b"connection: close\r\n\r\n")
+    assert read_answer(second)[0] == 200
+
+    def another_gets_in() -> bool:
+        connection = connect()
+        try:
+            connection.sendall(head + b"connection: close\r\n\r\n")
+            return read_answer(connection)[0] == 200
+        except OSError:  # it is reset if it was closed before the request came
+            return False
+
+    wait_until(another_gets_in)

@@ -16,7 +16,7 @@ from octavo.server.protocol import INERT_VALUES
 JSON = {"content-type": "application/json"}
 
 # Capacity errors that are a 429: the request may succeed later, on this very server.
-BUSY = {errors.QueueFullError, errors.PinBudgetError}
+BUSY = {errors.QueueFullError, errors.TooManyRequestsError, errors.PinBudgetError}
 
 
 def check_envelope(response: httpx.Response, status: int, **expected: Any) -> str:
@@ -80,7 +80,15 @@ async def test_many_brackets_are_not_depth(http: httpx.AsyncClient) -> None:
         ("cache_salt", 5), ("cache_salt", "x" * 300), ("model", 5), ("stream_options", {"include_usage": True}),
         ("prompt", []), ("prompt", ""), ("prompt", None), ("prompt", 5), ("prompt", [[]]), ("prompt", [True]),
         ("prompt", ["a", 5]), ("prompt", [-1]), ("prompt", [512]), ("prompt", [1.0]),
-        ("prompt", [[5], [2**64]]), ("best_of", 2),
+        ("prompt", [[5], [2**64]]), ("best_of", 0), ("best_of", 129), ("logprobs", -1), ("logprobs", 6),
+        ("logprobs", True), ("prompt_logprobs", 21), ("prompt_logprobs", -1), ("presence_penalty", 2.1),
+        ("frequency_penalty", -2.1), ("repetition_penalty", 0), ("logit_bias", {"x": 1}), ("logit_bias", {"5": 101}),
+        ("logit_bias", {"512": 1}), ("logit_bias", {"-1": 1}), ("logit_bias", {"5": "1"}), ("logit_bias", [5]),
+        ("logit_bias", {str(i): 1 for i in range(301)}), ("allowed_token_ids", [512]), ("allowed_token_ids", "5"),
+        ("allowed_token_ids", [5] * 5000), ("bad_words", "x"), ("bad_words", [""]), ("bad_words", ["x"] * 65),
+        ("bad_words", ["x" * 300]), ("truncate_prompt_tokens", 0), ("length_penalty", 11), ("response_format", "json"),
+        ("response_format", {"type": "xml"}), ("response_format", {}), ("response_format", {"type": "json_schema"}),
+        ("structured_outputs", {}), ("structured_outputs", {"regex": "a", "json": {}}), ("guided_choice", ["x", ""]),
     ],
 )  # fmt: skip
 async def test_values_of_the_wrong_type_or_range(http: httpx.AsyncClient, field: str, value: Any) -> None:
@@ -93,15 +101,10 @@ async def test_a_prompt_is_required(http: httpx.AsyncClient) -> None:
 
 
 UNSUPPORTED = {
-    "logprobs": [0, 5, True],
-    "top_logprobs": [3],
-    "tools": [[{"type": "function"}]],
-    "response_format": [{"type": "json_object"}],
-    "logit_bias": [{"5": 1}],
-    "presence_penalty": [0.5],
-    "frequency_penalty": [-1],
     "suffix": ["end"],
-    "repetition_penalty": [1.1],
+    "audio": [{"voice": "a"}],
+    "modalities": [["audio"]],
+    "prediction": [{"type": "content"}],
 }
 
 
@@ -256,5 +259,5 @@ def test_every_error_has_a_face() -> None:
 
     for kind in descendants(errors.OctavoError):
         error = kind("x", largest=1) if kind is errors.NeverFitsError else kind("x")  # type: ignore[call-arg]
-        status = error_response(error).status_code
+        status = error_response(error, {"path": "/"}).status_code
         assert (400 <= status < 500) == (issubclass(kind, errors.ClientError) or kind in BUSY), kind

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import Any
 
 import httpx
 import pytest
+from api_keys import ADA, GRACE, bearer, some_keys
 from fake_engine import FakeEngine
 from fastapi import FastAPI
 
 from octavo.config import ServerConfig
-from octavo.errors import EngineUnavailableError, UnsupportedModelError
+from octavo.engine.tokenizer import Tokenizer
+from octavo.errors import EngineUnavailableError, QueueFullError, TooManyRequestsError, UnsupportedModelError
+from octavo.server.app import build_app
 from octavo.server.console import Narrator
 from octavo.server.lifecycle import Lifecycle
 from octavo.server.serve import FORCED_EXIT, HttpServer, Server, address_of, bind, http_config
@@ -40,6 +44,58 @@ async def test_stopping_twice_ends_the_wait() -> None:
         lifecycle.stop()
         assert not await waiting
     assert lifecycle.forced
+
+
+def test_each_tenant_has_its_own_bound() -> None:
+    lifecycle = Lifecycle(max_open=2)
+    with lifecycle.request("ada"):
+        with lifecycle.request("ada"):
+            with pytest.raises(TooManyRequestsError, match="2 requests are open already"), lifecycle.request("ada"):
+                pass
+            with lifecycle.request("grace"):
+                assert lifecycle.open_requests == 3
+        with lifecycle.request("ada"):
+            pass
+    assert lifecycle.open_requests == 0
+
+
+def test_when_to_come_back_is_when_a_request_should_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    lifecycle, now = Lifecycle(max_open=4), 0.0
+    monkeypatch.setattr("octavo.server.lifecycle.time.monotonic", lambda: now)
+    with lifecycle.request():
+        now += 20
+    with pytest.raises(ZeroDivisionError), lifecycle.request():  # what fails at once tells nothing
+        raise ZeroDivisionError
+    with contextlib.ExitStack() as stack:
+        with pytest.raises(QueueFullError, match="full") as full, lifecycle.request():
+            raise QueueFullError("full")
+        for _ in range(4):
+            stack.enter_context(lifecycle.request())
+        with pytest.raises(TooManyRequestsError) as many:
+            stack.enter_context(lifecycle.request())
+    assert (full.value.retry_after, many.value.retry_after) == (20, 5)
+
+
+async def test_a_tenant_with_too_many_requests_is_told(engine: FakeEngine, tokenizer: Tokenizer) -> None:
+    app = build_app(engine, tokenizer, ServerConfig(max_open_requests=2), model_name="tiny", keys=some_keys())
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://octavo") as http:
+
+        def ask(key: str, stream: bool) -> asyncio.Task[httpx.Response]:
+            body = {"prompt": "abc", "max_tokens": 5, "stream": stream}
+            return asyncio.ensure_future(http.post("/v1/completions", json=body, headers=bearer(key)))
+
+        engine.delay = 0.05
+        taken = [ask(ADA, stream) for stream in (True, False)]
+        while len(engine.open) < 2:
+            await asyncio.sleep(0.01)
+        for stream in (True, False):
+            refused = await ask(ADA, stream)
+            assert refused.status_code == 429
+            assert int(refused.headers["retry-after"]) >= 1
+            assert refused.json()["error"]["code"] == "too_many_requests"
+        assert (await ask(GRACE, stream=False)).status_code == 200
+        assert [response.status_code for response in await asyncio.gather(*taken)] == [200, 200]
+        assert (await ask(ADA, stream=False)).status_code == 200
 
 
 class Running:

@@ -24,7 +24,7 @@ async def test_models(http: httpx.AsyncClient, engine: FakeEngine) -> None:
 
 
 async def test_a_model_name_may_have_slashes(engine: FakeEngine, tokenizer: Tokenizer) -> None:
-    app = build_app(engine, tokenizer, ServerConfig(), model_name="org/tiny")
+    app = build_app(engine, tokenizer, ServerConfig(allowed_hosts=("octavo",)), model_name="org/tiny")
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://octavo") as http:
         assert (await http.get("/v1/models/org/tiny")).json()["id"] == "org/tiny"
 

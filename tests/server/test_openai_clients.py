@@ -74,8 +74,8 @@ def test_errors_become_the_clients_own(sync_client: openai.OpenAI, engine: FakeE
         sync_client.chat.completions.create(model="huge", messages=HELLO)
     assert missing.value.code == "model_not_found"
     with pytest.raises(openai.BadRequestError) as bad:
-        sync_client.chat.completions.create(model="tiny", messages=HELLO, logprobs=True)
-    assert bad.value.param == "logprobs"
+        sync_client.chat.completions.create(model="tiny", messages=HELLO, temperature=3)
+    assert bad.value.param == "temperature"
     engine.refusal = errors.QueueFullError("full")
     with pytest.raises(openai.RateLimitError, match="full"):
         sync_client.chat.completions.create(model="tiny", messages=HELLO, stream=True)

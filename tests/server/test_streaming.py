@@ -31,9 +31,9 @@ class Event(msgspec.Struct):
     number: int
 
 
-def post(body: dict[str, Any]) -> bytes:
+def post(body: dict[str, Any], path: str = "/v1/completions") -> bytes:
     data = json.dumps(body).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(data)}"
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(data)}"
     return head.encode() + b"\r\n\r\n" + data
 
 
@@ -85,6 +85,25 @@ def test_a_client_that_leaves_ends_its_work(
     time.sleep(0.12)
     connection.close()
     assert wait_until(lambda: not engine.open) < 0.5
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/messages", {"messages": [{"role": "user", "content": "abc"}], "max_tokens": 200}),
+        ("/v1/responses", {"input": "abc"}),
+    ],
+)
+def test_a_client_of_another_api_that_leaves_ends_its_work(
+    connect: Connect, engine: FakeEngine, wait_until: WaitUntil, path: str, body: dict[str, Any], stream: bool
+) -> None:
+    engine.delay = 0.05
+    connection = connect()
+    connection.sendall(post({**body, "stream": stream}, path))
+    wait_until(lambda: len(engine.open) > 0)
+    connection.close()
+    wait_until(lambda: not engine.open, timeout=2)
 
 
 def test_a_client_that_leaves_before_the_first_token_ends_its_work(

@@ -28,6 +28,7 @@ class Fate:
         gone: When the connection was closed, by whichever side.
         poisoned: Steps with it in them fail. failed_steps, failed_alone: those that did, with others and without.
         queue_full: The engine refused it.
+        abort_asked, aborted: Somebody wanted to end it while it ran; and was told that it has ended.
         stalled: Seconds in which the client read nothing.
     """
 
@@ -37,6 +38,8 @@ class Fate:
     failed_steps: int = 0
     failed_alone: bool = False
     queue_full: bool = False
+    abort_asked: bool = False
+    aborted: bool = False
     stalled: float = 0.0
 
 
@@ -71,10 +74,13 @@ class Client:
         leaves = world.faults.strikes("client leaves")
         seconds = world.faults.chance("client leaves").uniform(0, 1.0) if leaves else None
         self._sending = asyncio.create_task(self._exchange(number, answer, reader, retry))
+        aborting = [world.watched(self._abort(number))] if world.faults.strikes("request is aborted") else []
         await asyncio.wait({self._sending}, timeout=seconds)
         if not self._sending.done():
             self._sending.cancel()
         await asyncio.gather(self._sending, return_exceptions=True)
+        for task in aborting:
+            task.cancel()
         if self._sending.cancelled():
             answer.how = "left"
         else:
@@ -89,7 +95,7 @@ class Client:
         transport = StreamingTransport(world.app, reader.capacity, lambda: world.close(number))
         async with (
             httpx.AsyncClient(transport=transport, base_url="http://octavo", timeout=None, trust_env=False) as http,
-            http.stream("POST", demand.path, json=body) as response,
+            http.stream("POST", demand.path, json=body, headers={"x-request-id": _name(number)}) as response,
         ):
             answer.status = response.status_code
             retry[0] = float(response.headers.get("retry-after", 0))
@@ -107,6 +113,25 @@ class Client:
                 answer.how = "complete"
             except httpx.RemoteProtocolError:
                 answer.how = "cut"
+
+    async def _abort(self, number: int) -> None:
+        """Somebody ends the request at some time, if it runs then; from there on nobody works for it."""
+        world = self._world
+        await asyncio.sleep(world.faults.chance("request is aborted").uniform(0, 1.0))
+        world.fates[number].abort_asked = True
+        transport = StreamingTransport(world.app, 1_000_000)
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://octavo", timeout=None, trust_env=False
+        ) as http:
+            response = await http.delete(f"/v1/requests/{_name(number)}")
+        assert response.status_code in (200, 404), response.text
+        if response.status_code == 200:
+            world.fates[number].aborted = True
+            world.close(number)
+
+
+def _name(number: int) -> str:
+    return f"sending-{number}"
 
 
 class Reader:

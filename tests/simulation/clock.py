@@ -24,6 +24,7 @@ CLOCKED = (
     "octavo.engine.connection",
     "octavo.engine.core",
     "octavo.engine.process",
+    "octavo.server.lifecycle",
     "octavo.server.metrics",
     "octavo.server.protocol",
     "octavo.server.routes.answer",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,6 +16,8 @@ from octavo.block_manager.tiers import Tier, TransferTiming
 from octavo.config import EngineConfig
 from octavo.engine.client import STALLED_AFTER
 from octavo.engine.core import EngineCore
+from octavo.engine.grammar_compiler import GrammarTokenizer
+from octavo.engine.grammars import Grammars
 from octavo.engine.messages import AddRequest, EngineInfo, Heartbeat, Start, StartFailed
 from octavo.engine.process import EngineLoop
 from octavo.errors import ClientError, PinBudgetError, QueueFullError
@@ -42,7 +45,8 @@ class Core(EngineCore):
         self.keys: dict[int, int] = {}  # the engine's key of a request → the client's number for it
         scheduler = world.shape.scheduler(world.time.monotonic)
         runner: Any = Runner(world, scheduler, self.keys)
-        super().__init__(info, scheduler, runner)
+        # No simulated request has a grammar, which would need a tokenizer.
+        super().__init__(info, scheduler, runner, Grammars(scheduler.rows, GrammarTokenizer(Path("none"), 0, ())))
         self._audit = OracleEngine(scheduler)
 
     def add(self, request: AddRequest) -> None:

@@ -18,6 +18,7 @@ PASSED: dict[str, tuple[float, ...]] = {
     "client leaves": (0, 0.1, 0.4),
     "client reads slowly": (0, 0.1, 0.4),
     "client stops reading": (0, 0, 0.1),
+    "request is aborted": (0, 0, 0.1, 0.4),
     "operator pins": (0, 0, 0.05, 0.2),
     "operator invalidates": (0, 0, 0, 0.05),
 }

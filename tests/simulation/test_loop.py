@@ -19,8 +19,17 @@ from simulation.loop import Stuck, VirtualLoop
 ELSEWHERE = {
     "octavo.block_manager.manager",  # takes a clock
     "octavo.engine.host_link",  # copies tensors
+    "octavo.engine.machine",  # `octavo doctor` measures with it
     "octavo.scheduler.scheduler",  # takes a clock
+    "octavo.server.chat.conversation",  # `octavo chat`
     "octavo.server.console",  # the start-up on a terminal
+    "octavo.server.routes.response_answer",  # no simulated request gets there
+}
+NAMES_ELSEWHERE = {
+    "octavo.server.keys",  # makes them for `octavo key`
+    "octavo.server.routes.messages",  # no simulated request gets to these two
+    "octavo.server.routes.response_answer",
+    "octavo.server.tools.formats",  # names calls; no simulated request has tools
 }
 
 
@@ -105,7 +114,7 @@ def test_no_module_of_the_product_looks_at_another_clock() -> None:
             timed |= {module} if imported & {"time", "datetime"} else set()
             named |= {module} if imported & {"uuid", "secrets"} else set()
     assert timed == {*CLOCKED, *ELSEWHERE}, "replace the clock in simulation.clock, or say here why not"
-    assert named == set(NAMING), "replace what it draws in simulation.clock"
+    assert named == {*NAMING, *NAMES_ELSEWHERE}, "replace what it draws in simulation.clock"
 
 
 def _imports(tree: ast.Module) -> set[str]:

@@ -38,6 +38,16 @@ BUGS = [
         "engine.send(AbortRequests([key]))",
     ),
     Bug(
+        "an abort does not reach the engine",
+        "octavo.engine.client:ProcessEngineClient.abort",
+        "self._engine.send(AbortRequests([key]))",
+    ),
+    Bug(
+        "an abort is not told to whoever waits",
+        "octavo.engine.client:ProcessEngineClient.abort",
+        'self._streams[key].fail(AbortedError("the request was aborted, as somebody asked for"))',
+    ),
+    Bug(
         "nobody watches for clients that leave",
         "octavo.server.streaming:_disconnect",
         'while (await receive())["type"] != "http.disconnect":\n        pass',
@@ -67,13 +77,13 @@ BUGS = [
     Bug(
         "steps without an end are not sent",
         "octavo.engine.process:EngineLoop._send_result",
-        "if not due and not len(result.streams) and not result.finished:",
+        "if not due and not len(result.streams) and not result.finished and not result.scores:",
         "if not due and not result.finished:",
     ),
     Bug(
         "a full queue swallows the request",
         "octavo.engine.process:EngineLoop._add",
-        "send(self._socket, Rejected(request.key, type(error).__name__, str(error), param, largest))",
+        "send(self._socket, _rejection(request.key, error))",
     ),
     Bug(
         "an error told for a sequence that has ended is not heard",
@@ -99,8 +109,8 @@ BUGS = [
     Bug(
         "an error is followed by the end of a good stream",
         "octavo.server.streaming:EventStream._frames",
-        "    else:\n        yield DONE",
-        "    yield DONE",
+        "    else:\n        if self._dialect.done:\n            yield self._dialect.done",
+        "    yield self._dialect.done",
     ),
     Bug(
         "slow readers are waited for",
@@ -111,8 +121,8 @@ BUGS = [
     Bug(
         "open requests are not counted down",
         "octavo.server.lifecycle:Lifecycle.request",
-        "self.open_requests -= 1",
-        "self.open_requests -= self.open_requests > 1",
+        "self._open[tenant] -= 1",
+        "self._open[tenant] -= self._open[tenant] > 1",
     ),
     # the engine
     Bug(

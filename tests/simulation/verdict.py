@@ -35,6 +35,7 @@ def judge(world: World, number: int, demand: Demand, answer: Answer) -> None:
     if answer.finished:
         refusal = world.workload.refusal(demand)
         assert refusal is None, f"answered, and is too long for the {refusal}"
+        assert not fate.aborted, "answered, and was aborted"
         assert not fate.poisoned, "answered, and every step with it in it has failed"
         _check_whole(demand, answer, choices)
     else:
@@ -78,6 +79,7 @@ def _check_error(world: World, fate: Fate, demand: Demand, answer: Answer) -> No
         "request_failed": lambda: (
             "Boom" in message and (fate.poisoned or fate.failed_alone or fate.failed_steps >= _MAX_FAILURES)
         ),
+        "aborted": lambda: fate.abort_asked,
         "engine_died": lambda: trouble(fate.sent, over),
         "engine_unavailable": lambda: trouble(fate.sent - _GRACE, over),
     }
@@ -87,6 +89,7 @@ def _check_error(world: World, fate: Fate, demand: Demand, answer: Answer) -> No
         "queue_full": 429,
         "context_length_exceeded": 400,
         "request_failed": 500,
+        "aborted": 499,
         "engine_died": 503,
         "engine_unavailable": 503,
     }
@@ -119,6 +122,9 @@ def _observe(seen: Sometimes, demand: Demand, answer: Answer, fate: Fate, refusa
         "left before the first token": answer.how == "left" and demand.stream and not begun,
         "left in mid-stream": answer.how == "left" and begun,
         "left while waiting for the whole": answer.how == "left" and not demand.stream,
+        "aborted before the first token": code == "aborted" and demand.stream and not begun,
+        "aborted in mid-stream": code == "aborted" and begun,
+        "aborted while its client waits for the whole": code == "aborted" and not demand.stream,
         "slow reader finished": finished and fate.stalled > 0,
         "slow reader given up": answer.how == "cut",
         "several tokens in one event": demand.stream and any(size > 1 for size in answer.sizes),

@@ -84,9 +84,8 @@ class World:
         self._broken: asyncio.Future[None] = loop.create_future()
         self.lifecycle = Lifecycle()
         self.engine_client = ProcessEngineClient(self.shape.config, PreparedModel(Path("simulated"), "tiny"))
-        self.app = build_app(
-            self.engine_client, tokenizer(), ServerConfig(), model_name="tiny", lifecycle=self.lifecycle
-        )
+        config = ServerConfig(allowed_hosts=("octavo",))
+        self.app = build_app(self.engine_client, tokenizer(), config, model_name="tiny", lifecycle=self.lifecycle)
 
     # ── what its parts use ────────────────────────────────────────────────────────────────────────────────
 
@@ -128,6 +127,7 @@ class World:
         return EngineInfo(
             model_name=name,
             vocab_size=self.shape.vocab_size,
+            hidden_size=1,
             max_model_len=self.shape.max_model_len,
             eos_token_ids=list(self.shape.eos),
             block_size=self.shape.config.cache.block_size,

@@ -17,7 +17,9 @@ TEXT = [
 
 CHATML = (
     "{% for message in messages %}"
-    "{% if message['role'] == 'tool' and loop.first %}{{ raise_exception('a tool cannot begin') }}{% endif %}"
+    "{% if message['role'] == 'assistant' and loop.first %}"
+    "{{ raise_exception('an assistant cannot begin') }}"
+    "{% endif %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"

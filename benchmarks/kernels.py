@@ -1,6 +1,6 @@
 """Measures the attention kernels against what the machine can do, both in the same run.
 
-    python benchmarks/attention.py --device cpu --json attention.json
+    python benchmarks/kernels.py --device cpu --json kernels.json
 
 Decode is bound by reading K and V, so it is given in GB/s of K and V beside the measured read bandwidth; prefill is
 bound by arithmetic, so it is given in GFLOP/s beside a matrix product's. Each figure is the best of many runs: other

@@ -1,0 +1,64 @@
+"""Open requests are found by every name they have, and forgotten when they end."""
+
+from __future__ import annotations
+
+import pytest
+
+from octavo.engine.messages import AddRequest, packed
+from octavo.errors import TooManyRequestsError
+from octavo.scheduler.sampling import SamplingParams
+from octavo.server.keys import Identity
+from octavo.server.lifecycle import Lifecycle
+from octavo.server.open_requests import OpenRequests
+
+ADA, GRACE, ADMIN = Identity("ada"), Identity("grace"), Identity(admin=True)
+
+
+class Client:
+    """Knows some requests as running; aborts them once."""
+
+    def __init__(self, *running: str) -> None:
+        self.running = set(running)
+
+    def abort(self, request_id: str) -> bool:
+        known = request_id in self.running
+        self.running.discard(request_id)
+        return known
+
+
+def request(id: str, tenant: str = "ada") -> AddRequest:
+    return AddRequest(id, packed([1]), SamplingParams(), tenant=tenant)
+
+
+def test_any_name_aborts_all_that_the_engine_runs_of_it() -> None:
+    client = Client("1", "2", "3")
+    open_requests = OpenRequests(client, Lifecycle())  # type: ignore[arg-type]
+    with open_requests.entered([request("1"), request("2")], ["cmpl-1", "mine"]):
+        assert not open_requests.abort("other", ADA)
+        assert not open_requests.abort("mine", GRACE)
+        assert open_requests.abort("mine", ADA)
+        assert client.running == {"3"}
+        assert not open_requests.abort("cmpl-1", ADMIN), "it does not run any more"
+
+
+def test_what_ended_is_forgotten_and_its_namesake_is_not() -> None:
+    client = Client("1", "2")
+    open_requests = OpenRequests(client, Lifecycle())  # type: ignore[arg-type]
+    with open_requests.entered([request("1")], ["same"]):
+        with pytest.raises(ValueError, match="x"), open_requests.entered([request("2", "grace")], ["same"]):
+            raise ValueError("x")
+        assert open_requests.abort("same", ADMIN)
+        assert client.running == {"2"}
+    assert not open_requests.abort("same", ADMIN)
+    assert open_requests._named == {}
+
+
+def test_no_more_than_the_lifecycle_lets_be_open() -> None:
+    open_requests = OpenRequests(Client(), Lifecycle(max_open=1))  # type: ignore[arg-type]
+    with (
+        open_requests.entered([request("1")], ["a"]),
+        pytest.raises(TooManyRequestsError),
+        open_requests.entered([request("2")], ["b"]),
+    ):
+        pass
+    assert open_requests._named == {}
