@@ -28,7 +28,7 @@ import numpy.typing as npt
 from octavo.block_manager.free_list import FreeList
 from octavo.block_manager.groups import LayerGroups
 from octavo.block_manager.loops import NULL_BLOCK
-from octavo.block_manager.pool import BlockCounts, Blocks, Int32s, ids
+from octavo.block_manager.pool import BlockAge, BlockCounts, Blocks, Int32s, ids
 from octavo.block_manager.prefix_cache import PrefixCache
 
 
@@ -103,6 +103,14 @@ class ColumnPool:
         lists = 8 * (self.num_blocks + self.num_columns)
         arrays = self.blocks.nbytes + sum(len(a) * a.itemsize for a in (self._owners, self._needs))
         return lists + arrays + self._evictable.nbytes + self.cache.nbytes
+
+    def age_of(self, column: int) -> BlockAge:
+        """Nothing: columns come and go in parts, and their ages are not kept."""
+        return BlockAge()
+
+    def span_counts(self) -> dict[str, tuple[list[int], float]]:
+        """Nothing, likewise."""
+        return {}
 
     def owners(self, column: int) -> int:
         """How many sequences and pins have the column."""

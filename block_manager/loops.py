@@ -21,6 +21,33 @@ ABSENT = -1
 
 _NEXT, _PREVIOUS = 0, 1
 
+# Rows of ``ages``, uint32 [3, num_blocks + 1]: when a block was taken and when it lost its last owner, in milliseconds
+# that wrap around after 49 days, and how often somebody came to share it since it was taken.
+TAKEN, IDLE, SHARES = 0, 1, 2
+
+# Rows of ``spans``, int64 [3, number of bounds + 2]: how long blocks lived (from taken to given up), how long they had
+# been idle when they were given up, and for how long when somebody came to share them again. Each row has a count for
+# what is at most each bound, in milliseconds, one for what exceeds them all, and their sum.
+LIFETIME, IDLE_TIME, REUSE_GAP = 0, 1, 2
+SPAN_BOUNDS = (
+    10,
+    50,
+    100,
+    500,
+    1_000,
+    5_000,
+    10_000,
+    30_000,
+    60_000,
+    300_000,
+    600_000,
+    1_800_000,
+    3_600_000,
+    21_600_000,
+    86_400_000,
+)
+_BOUNDS = np.array(SPAN_BOUNDS, dtype=np.uint32)
+
 # Made part of whoever calls it: a call counts each array's references up and down, which takes as long as the work.
 _helper = njit(cache=True, forceinline=True)
 
@@ -64,16 +91,34 @@ def pop(links, blocks):
         unlink(links, blocks[i])
 
 
-@njit("void(int32[:, ::1], int32[::1], int32[::1])", cache=True)
-def take(links, owners, blocks):
-    """`pop`, and gives them one owner."""
+@_helper
+def _observe(spans, row, began, now):
+    """Counts a time that ends now."""
+    span = np.uint32(now - began)
+    spans[row, np.searchsorted(_BOUNDS, span)] += 1
+    spans[row, -1] += span
+
+
+_POOL = "int32[:, ::1], int32[::1], int32[::1], uint32[:, ::1], int64[:, ::1], uint32, int32[::1]"
+
+
+@njit(f"int64({_POOL})", cache=True)
+def take(links, owners, indexed, ages, spans, now, blocks):
+    """`pop`, and gives them one owner; returns how many of them are indexed: their content has to be given up."""
     pop(links, blocks)
+    evicted = 0
     for block in blocks:
         owners[block] = 1
+        if indexed[block]:
+            evicted += 1
+            _observe(spans, LIFETIME, ages[TAKEN, block], now)
+            _observe(spans, IDLE_TIME, ages[IDLE, block], now)
+        ages[TAKEN, block], ages[SHARES, block] = now, 0
+    return evicted
 
 
-@njit("UniTuple(int64, 3)(int32[:, ::1], int32[::1], int32[::1], int32[::1])", cache=True)
-def share(links, owners, indexed, blocks):
+@njit(f"UniTuple(int64, 3)({_POOL})", cache=True)
+def share(links, owners, indexed, ages, spans, now, blocks):
     """Adds an owner to each block; those that had none leave the list.
 
     Returns:
@@ -86,15 +131,17 @@ def share(links, owners, indexed, blocks):
             if not indexed[block]:
                 return idle, single, block
             unlink(links, block)
+            _observe(spans, REUSE_GAP, ages[IDLE, block], now)
             idle += 1
         elif owners[block] == 1:
             single += 1
         owners[block] += 1
+        ages[SHARES, block] += np.uint32(1)
     return idle, single, ABSENT
 
 
-@njit("UniTuple(int64, 4)(int32[:, ::1], int32[::1], int32[::1], int32[::1])", cache=True)
-def release(links, owners, indexed, blocks):
+@njit(f"UniTuple(int64, 4)({_POOL})", cache=True)
+def release(links, owners, indexed, ages, spans, now, blocks):
     """Takes an owner from each block, the last one first. Who has none left goes to the tail if indexed, else the head.
 
     Returns:
@@ -112,8 +159,10 @@ def release(links, owners, indexed, blocks):
         elif owners[block] == 0 and indexed[block]:
             link_last(links, block)
             cached += 1
+            ages[IDLE, block] = now
         elif owners[block] == 0:
             link_first(links, block)
+            _observe(spans, LIFETIME, ages[TAKEN, block], now)
             blank += 1
     return cached, blank, single, ABSENT
 

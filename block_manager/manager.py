@@ -103,7 +103,7 @@ class BlockManager:
         tiers: The blocks below the device; None for none.
         floors, ceilings: Of each tenant; see `octavo.block_manager.quota.Quota`.
         pin_budget: Blocks that may be pinned at the same time.
-        clock: Seconds, for telling when a block was evicted.
+        clock: Seconds, for telling when a block was taken and evicted.
         hash_mask: See `octavo.block_manager.prefix_cache.PrefixCache`.
     """
 
@@ -123,6 +123,7 @@ class BlockManager:
         hash_mask: int = ALL_BITS,
     ) -> None:
         self.block_size = block_size
+        self._clock = clock
         self.tiers = tiers if tiers is not None else Tiers()
         self.cache, self.pool = self._make_pool(num_blocks, hash_mask)
         self.evicted = EvictionHistory(clock)
@@ -143,7 +144,7 @@ class BlockManager:
 
     def _make_pool(self, num_blocks: int, hash_mask: int) -> tuple[PrefixCache, DevicePool]:
         cache = PrefixCache(num_blocks, self.block_size, hash_mask)
-        return cache, BlockPool(num_blocks, cache, self._on_evict)
+        return cache, BlockPool(num_blocks, cache, self._on_evict, self._clock)
 
     # ── sizes ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -172,6 +173,10 @@ class BlockManager:
         """The most tokens that one sequence can ever keep in the pool: more is an answer of "never"."""
         num_columns: int = self.tables.ids.shape[1]
         return min(self.quota.capacity(tenant), num_columns) * self.block_size
+
+    def entry_of(self, block: int) -> int:
+        """What stands for a block in block tables: itself; 0 if nothing does."""
+        return block
 
     def room(self, tenant: int = 0) -> int:
         """Blocks that a tenant can take now."""

@@ -7,7 +7,7 @@ end with the same block, so there are never more of them than the budget has blo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 
@@ -51,6 +51,11 @@ class Pins:
     def num_blocks(self) -> int:
         """Distinct pinned blocks."""
         return len(self._held)
+
+    @property
+    def blocks(self) -> Collection[int]:
+        """The pinned blocks."""
+        return self._held.keys()
 
     def held(self, block: int) -> int:
         """How many pins hold a block."""

@@ -11,8 +11,9 @@ Cached and free blocks share one list: free ones at its head, then cached ones, 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -79,6 +80,8 @@ class DevicePool(Protocol):
     @property
     def reference_counts(self) -> Int32s: ...
 
+    def age_of(self, block: int) -> BlockAge: ...
+    def span_counts(self) -> dict[str, tuple[list[int], float]]: ...
     def owners(self, block: int) -> int: ...
     def take(self) -> int: ...
     def take_many(self, count: int) -> Int32s: ...
@@ -100,6 +103,24 @@ class BlockCounts(NamedTuple):
     free: int
 
 
+class BlockAge(NamedTuple):
+    """How long a block has been what it is.
+
+    Attributes:
+        taken: Seconds since it was taken for what it holds; None if it holds nothing.
+        idle: Seconds since it lost its last owner; None while it has one, or holds nothing.
+        shares: How often somebody came to share it since it was taken.
+    """
+
+    taken: float | None = None
+    idle: float | None = None
+    shares: int = 0
+
+
+def _seconds_between(began: int, now: int) -> float:
+    return ((now - began) & 0xFFFFFFFF) / 1000
+
+
 class BlockPool(Generic[Index]):
     """Blocks ``1 … num_blocks``. Id 0 is the null block, which nobody ever owns and padding points to.
 
@@ -108,17 +129,28 @@ class BlockPool(Generic[Index]):
         cache: Finds blocks by their content.
         on_evict: Told of the cached blocks whose content is about to be given up, while the index still knows it.
 
+        clock: Seconds, monotonic.
+
     Attributes:
         reference_counts: int32 ``[num_blocks + 1]``, to be read only.
     """
 
-    def __init__(self, num_blocks: int, cache: Index, on_evict: Callable[[list[int]], None] | None = None) -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        cache: Index,
+        on_evict: Callable[[list[int]], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.num_blocks = num_blocks
         self.cache = cache
         self.evictions = 0
         self.on_evict = on_evict
         self._free = FreeList(num_blocks)
         self.reference_counts: Int32s = np.zeros(num_blocks + 1, dtype=np.int32)
+        self._clock = clock
+        self._ages: npt.NDArray[np.uint32] = np.zeros((3, num_blocks + 1), dtype=np.uint32)
+        self._spans: npt.NDArray[np.int64] = np.zeros((3, len(loops.SPAN_BOUNDS) + 2), dtype=np.int64)
         self._idle_cached = 0  # blocks that are in the free list and indexed
         self._shared = 0  # blocks with more than one owner
         self._references = 0  # sum of all reference counts
@@ -149,7 +181,38 @@ class BlockPool(Generic[Index]):
     @property
     def nbytes(self) -> int:
         """Bytes of bookkeeping, without the cached blocks' tokens (4 bytes per slot)."""
-        return self.reference_counts.nbytes + self._free.nbytes + self.cache.nbytes
+        return self.reference_counts.nbytes + self._free.nbytes + self._ages.nbytes + self.cache.nbytes
+
+    @property
+    def _now(self) -> int:
+        """Milliseconds; wraps around."""
+        return int(self._clock() * 1000) & 0xFFFFFFFF
+
+    @property
+    def _state(self) -> tuple[Any, Any, Any, Any, Any, Any]:
+        """What the loops that take, share and release are given first."""
+        return self._free.links, self.reference_counts, self.cache.indexed, self._ages, self._spans, self._now
+
+    def age_of(self, block: int) -> BlockAge:
+        """How old a block's content is, in seconds."""
+        taken, idle, shares = self._ages[:, block].tolist()
+        now = self._now
+        known = block in self.cache or self.owners(block) > 0
+        return BlockAge(
+            _seconds_between(taken, now) if known else None,
+            _seconds_between(idle, now) if known and not self.owners(block) else None,
+            shares if known else 0,
+        )
+
+    def span_counts(self) -> dict[str, tuple[list[int], float]]:
+        """How long blocks lived, were idle before they were given up, and before somebody shared them again.
+
+        Returns:
+            By name, counts for the bounds of `octavo.block_manager.loops.SPAN_BOUNDS` and for what exceeds them, and
+            the sum in seconds.
+        """
+        names = ("block_lifetime", "block_idle", "block_reuse_gap")
+        return {name: (row[:-1].tolist(), float(row[-1]) / 1000) for name, row in zip(names, self._spans, strict=True)}
 
     def owners(self, block: int) -> int:
         """The block's reference count."""
@@ -166,10 +229,10 @@ class BlockPool(Generic[Index]):
         """
         assert count <= self._free.size, f"{count} blocks are to be taken of {self._free.size}"
         blocks = np.empty(count, dtype=np.int32)
-        loops.take(self._free.links, self.reference_counts, blocks)
+        evicted = loops.take(*self._state, blocks)
         self._free.size -= count
         self._references += count
-        if self._idle_cached:
+        if evicted:
             self._evict(blocks[self.cache.indexed[blocks] != 0].tolist())
         return blocks
 
@@ -191,7 +254,7 @@ class BlockPool(Generic[Index]):
     def share(self, blocks: Blocks) -> None:
         """Adds an owner to each of these blocks, which are in use or cached."""
         blocks = ids(blocks)
-        idle, single, blank = loops.share(self._free.links, self.reference_counts, self.cache.indexed, blocks)
+        idle, single, blank = loops.share(*self._state, blocks)
         assert blank == ABSENT, f"block {blank} is free and holds nothing to share"
         self._free.size -= idle
         self._idle_cached -= idle
@@ -208,9 +271,7 @@ class BlockPool(Generic[Index]):
         blocks = ids(blocks)
         cached: int
         blank: int
-        cached, blank, single, ownerless = loops.release(
-            self._free.links, self.reference_counts, self.cache.indexed, blocks
-        )
+        cached, blank, single, ownerless = loops.release(*self._state, blocks)
         assert ownerless == ABSENT, f"block {ownerless} has no owner to lose"
         self._free.size += cached + blank
         self._idle_cached += cached

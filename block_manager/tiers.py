@@ -170,6 +170,10 @@ class Tiers:
         """A tier's blocks by state; used ones are held by swapped-out sequences."""
         return self._levels[tier].counts if tier in self._levels else BlockCounts(0, 0, 0, 0)
 
+    def level(self, tier: Tier) -> Level:
+        """The blocks of a tier that there is; to be read only."""
+        return self._levels[tier]
+
     @property
     def room(self) -> int:
         """Blocks that `store` can give out."""

@@ -95,6 +95,11 @@ class WindowedBlockManager(BlockManager):
         frames = self._high[rows] - self._low[rows] + self._promised[rows]
         return self.groups.num_full * self.tables.lengths[rows] + self.groups.num_windowed * frames
 
+    def entry_of(self, block: int) -> int:
+        """The column that a block belongs to; 0 if it belongs to none."""
+        columns = np.flatnonzero((self.columns.blocks == block).any(axis=0))
+        return int(columns[0]) if len(columns) else 0
+
     def max_tokens(self, tenant: int = 0) -> int:
         """The longest sequence whose `most_blocks` a tenant may hold."""
         return self._footprint.longest(self.quota.capacity(tenant), self.tables.ids.shape[1])

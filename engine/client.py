@@ -26,6 +26,7 @@ import numpy as np
 import octavo.errors
 from octavo.config import EngineConfig, to_mapping
 from octavo.engine.connection import EngineProcess
+from octavo.engine.known import KnownRequests
 from octavo.engine.messages import (
     TOKEN_BYTES,
     AbortRequests,
@@ -43,6 +44,9 @@ from octavo.engine.messages import (
     PinInfo,
     PinReport,
     Question,
+    ReadBlock,
+    ReadLive,
+    ReadStory,
     Rejected,
     SequenceDelta,
     Start,
@@ -50,10 +54,11 @@ from octavo.engine.messages import (
 )
 from octavo.engine.prepare import PreparedModel
 from octavo.engine.streams import RequestStream
+from octavo.engine.views import BlockView, LiveView, Story
 from octavo.errors import AbortedError, EngineDeadError, EngineUnavailableError, NeverFitsError, OctavoError
 from octavo.scheduler.streams import split_stream
 
-AnswerT = TypeVar("AnswerT", IntegrityReport, PinReport)
+AnswerT = TypeVar("AnswerT", IntegrityReport, PinReport, LiveView, BlockView, Story)
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +145,26 @@ class EngineClient(Protocol):
     async def unpin(self, number: int) -> bool:
         """Lets a pin go; False if there is none of this number (any more)."""
 
+    async def live(self, *, fresh: bool, most_cells: int) -> LiveView:
+        """What the live map should show: all of it, or what has changed since the last call.
+
+        Args:
+            fresh: All of it. most_cells: of each tier; larger ones get several blocks to a cell.
+        """
+
+    async def block(self, tier: str, block: int) -> BlockView:
+        """One block of a tier.
+
+        Raises:
+            NotFoundError: There is no such tier, or no such block in it.
+        """
+
+    async def story(self, request_id: str) -> Story | None:
+        """What has happened to a request that runs, or was one of the last to end; None if nothing is known of it."""
+
+    def request_of(self, key: int) -> str | None:
+        """The id of the request that has this key in views, if it is open or was one of the last to end."""
+
     async def close(self) -> None:
         """Stops the engine."""
 
@@ -154,7 +179,7 @@ class ProcessEngineClient:
     def __init__(self, config: EngineConfig, model: PreparedModel) -> None:
         self._start = Start(to_mapping(config), str(model.folder), model.name)
         self._streams: dict[int, RequestStream] = {}
-        self._open_keys: dict[str, int] = {}  # request id -> key
+        self._known = KnownRequests()
         self._keys = itertools.count(1)
         self._tickets: dict[int, asyncio.Future[Answer]] = {}
         self._info: EngineInfo | None = None
@@ -218,24 +243,25 @@ class ProcessEngineClient:
             self._last_progress = time.monotonic()
         try:
             self._streams[key] = stream
-            self._open_keys[request.request_id] = key
+            self._known.begin(request.request_id, key)
             engine.send(msgspec.structs.replace(request, key=key))
             async for delta in stream.deltas():
                 yield delta
         finally:
-            del self._streams[key], self._open_keys[request.request_id]
+            del self._streams[key]
+            self._known.end(request.request_id)
             if not stream.done:
                 engine.send(AbortRequests([key]))
 
     def end_sequence(self, request_id: str, index: int) -> None:
-        key = self._open_keys.get(request_id)
-        if key is not None and self._engine is not None and self._status == "ready":
+        key = self._known.key_of(request_id)
+        if key in self._streams and self._engine is not None and self._status == "ready":
             self._streams[key].drop(index)
             self._engine.send(EndSequence(key, index))
 
     def abort(self, request_id: str) -> bool:
-        key = self._open_keys.get(request_id)
-        if key is None or self._streams[key].done or self._engine is None:
+        key = self._known.key_of(request_id)
+        if key not in self._streams or self._streams[key].done or self._engine is None:
             return False
         self._engine.send(AbortRequests([key]))
         self._streams[key].fail(AbortedError("the request was aborted, as somebody asked for"))
@@ -253,6 +279,22 @@ class ProcessEngineClient:
 
     async def unpin(self, number: int) -> bool:
         return bool((await self._ask(DropPin(number), PinReport)).pins)
+
+    async def live(self, *, fresh: bool, most_cells: int) -> LiveView:
+        return await self._ask(ReadLive(fresh, most_cells), LiveView)
+
+    async def block(self, tier: str, block: int) -> BlockView:
+        return await self._ask(ReadBlock(tier, block), BlockView)
+
+    async def story(self, request_id: str) -> Story | None:
+        key = self._known.key_of(request_id)
+        if key is None:
+            return None
+        story = await self._ask(ReadStory(key), Story)
+        return story if story.known else None
+
+    def request_of(self, key: int) -> str | None:
+        return self._known.request_of(key)
 
     async def _ask(self, question: Question, kind: type[AnswerT]) -> AnswerT:
         """The engine's answer, which is of this kind."""
@@ -337,7 +379,7 @@ class ProcessEngineClient:
                     stream.fail(_rejection(message))
                 elif answer := self._unanswered(message.key):
                     answer.set_exception(_rejection(message))
-            case IntegrityReport() | PinReport():
+            case IntegrityReport() | PinReport() | LiveView() | BlockView() | Story():
                 if answer := self._unanswered(message.ticket):
                     answer.set_result(message)
 
@@ -346,9 +388,12 @@ class ProcessEngineClient:
             self._last_progress = time.monotonic()
         if output.stats is not None:
             self._stats = output.stats
-        for number, cached_tokens in output.started:
+        for start in output.started:
+            if found := self._find(start.stream):
+                found[0].start(found[1], start)
+        for number in output.preempted:
             if found := self._find(number):
-                found[0].start(found[1], cached_tokens)
+                found[0].give_way(found[1])
         self._take_extras(output)
         streams = np.frombuffer(output.streams, dtype=np.int64).tolist()
         tokens = np.frombuffer(output.tokens, dtype=np.int32).tolist()

@@ -24,6 +24,7 @@ from octavo.engine.disk_store import DiskStore
 from octavo.engine.grammar_compiler import GrammarTokenizer
 from octavo.engine.grammars import Grammars
 from octavo.engine.kv_cache import KVCache
+from octavo.engine.live import LiveReader
 from octavo.engine.memory import PoolPlan, free_host_memory, numbers_in_words, plan_pool, report
 from octavo.engine.messages import AddRequest, EngineInfo, EngineStats
 from octavo.engine.runner import ModelRunner
@@ -50,6 +51,7 @@ class EngineCore:
     Attributes:
         info: What is being served.
         scheduler: Plans the steps. runner: executes them. grammars: what requests have to follow.
+        live: What the live map shows.
     """
 
     def __init__(self, info: EngineInfo, scheduler: Scheduler, runner: ModelRunner, grammars: Grammars) -> None:
@@ -57,6 +59,7 @@ class EngineCore:
         self.scheduler = scheduler
         self.runner = runner
         self.grammars = grammars
+        self.live = LiveReader(scheduler)
         self._step_seconds = 0.0
 
     @classmethod

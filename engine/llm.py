@@ -271,9 +271,9 @@ class LLM:
         jobs[key] = _Job(RequestOutput(ids, []), detokenizers)
 
     def _take(self, jobs: dict[int, _Job], result: StepResult) -> None:
-        for number, cached in result.started:
-            key, _ = split_stream(number)
-            jobs[key].output.cached_tokens = max(cached, jobs[key].output.cached_tokens)
+        for start in result.started:
+            key, _ = split_stream(start.stream)
+            jobs[key].output.cached_tokens = max(start.cached_tokens, jobs[key].output.cached_tokens)
         stop_tokens = {end.stream for end in result.finished if end.stop_token_id is not None}
         for number, token in zip(result.streams.tolist(), result.tokens.tolist(), strict=True):
             key, index = split_stream(number)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from octavo.engine.views import BlockView, LiveView, Story
 from octavo.scheduler.sampling import SamplingParams
 
 # Heartbeats arrive at the engine's endpoint with this appended: a socket belongs to one thread.
@@ -121,6 +122,34 @@ class DropPin(msgspec.Struct, frozen=True, tag="unpin"):
     ticket: int = 0
 
 
+class ReadLive(msgspec.Struct, frozen=True, tag="read live"):
+    """Front end → engine: what should the live map show? Answered by a `LiveView`.
+
+    Attributes:
+        fresh: Tell all cells, instead of those that changed since the last answer.
+        most_cells: Of each tier; larger tiers get several blocks to a cell. A change of it makes the answer fresh.
+    """
+
+    fresh: bool
+    most_cells: int
+    ticket: int = 0
+
+
+class ReadBlock(msgspec.Struct, frozen=True, tag="read block"):
+    """Front end → engine: what about this block? Answered by a `BlockView`."""
+
+    tier: str
+    block: int
+    ticket: int = 0
+
+
+class ReadStory(msgspec.Struct, frozen=True, tag="read story"):
+    """Front end → engine: what has happened to this request? Answered by a `Story`."""
+
+    key: int
+    ticket: int = 0
+
+
 class TokenLogprob(NamedTuple):
     """What is known about one token in its place.
 
@@ -156,6 +185,9 @@ class SequenceDelta(msgspec.Struct, frozen=True):
         finish_reason: None while running; then "stop", "length", "abort" or "error".
         stop_token_id: The token that ended the sequence, when finish_reason is "stop".
         cached_tokens: Prompt tokens whose KV came from the prefix cache.
+        queue_seconds: From the request's arrival at the engine until this sequence was first let in.
+        prefill_seconds: From then until its prompt was computed.
+        preemptions: How often it has given way so far.
         error: What failed, when finish_reason is "error".
         logprobs: One for each of ``token_ids``, if the request asked for them.
         prompt_logprobs: The same for the prompt's tokens, by their positions; those that are new.
@@ -169,6 +201,9 @@ class SequenceDelta(msgspec.Struct, frozen=True):
     finish_reason: str | None = None
     stop_token_id: int | None = None
     cached_tokens: int = 0
+    queue_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    preemptions: int = 0
     error: str | None = None
     logprobs: list[TokenLogprob] = []
     prompt_logprobs: dict[int, TokenLogprob] = {}
@@ -191,6 +226,20 @@ class TierBlocks(msgspec.Struct, frozen=True, array_like=True):
     pinned: int = 0
 
 
+class HistogramCounts(msgspec.Struct, frozen=True, array_like=True):
+    """A distribution since the engine's start.
+
+    Attributes:
+        bounds: Upper bounds, inclusive, rising; one less than there are counts.
+        counts: Observations in each bucket, not accumulated; the last is for what exceeds all bounds.
+        total: Sum of all observations.
+    """
+
+    bounds: list[float] = []
+    counts: list[int] = msgspec.field(default_factory=lambda: [0])
+    total: float = 0.0
+
+
 class EngineStats(msgspec.Struct, frozen=True):
     """A snapshot of the engine after a step. Counters only grow, from 0 at the engine's start.
 
@@ -203,6 +252,10 @@ class EngineStats(msgspec.Struct, frozen=True):
         blocks_by_tenant: Used and pinned device blocks.
         slots_filled: Token slots holding KV inside used blocks.
         steps, step_seconds: Steps executed, and the time spent in them.
+        phase_seconds: The latter by phase: schedule, transfer, execute, update.
+        histograms: Distributions: step_seconds, step_tokens and step_sequences of steps; and of device blocks, in
+            seconds, block_lifetime (from taken to given up), block_idle (from its last owner to given up) and
+            block_reuse_gap (from its last owner to a prefix hit).
         prompt_tokens, generated_tokens: Tokens computed by kind (prompt: without prefix hits).
         prefix_queries: Tokens looked up in the prefix cache at each admission. prefix_hits: those found, by tier.
         prefix_misses: Look-ups by the reason why they found no more.
@@ -211,6 +264,7 @@ class EngineStats(msgspec.Struct, frozen=True):
         swap_full: Victims that were to be swapped out and found no room below.
         evictions: Cached device blocks whose content was given up, or sank.
         copies: Block copies by kind: copy_on_write, and device_to_host and the like.
+        copied_bytes, copy_seconds: Of these, as far as they are known: copies on write are part of a step.
         copies_lost: Copies between tiers that did not arrive intact.
         forks: Sequences that started by sharing all blocks of a sibling.
         deduplicated: Blocks given back because another request had made the same one.
@@ -230,6 +284,8 @@ class EngineStats(msgspec.Struct, frozen=True):
     slots_filled: int = 0
     steps: int = 0
     step_seconds: float = 0.0
+    phase_seconds: dict[str, float] = {}
+    histograms: dict[str, HistogramCounts] = {}
     prompt_tokens: int = 0
     generated_tokens: int = 0
     prefix_queries: int = 0
@@ -241,6 +297,8 @@ class EngineStats(msgspec.Struct, frozen=True):
     swap_full: int = 0
     evictions: int = 0
     copies: dict[str, int] = {}
+    copied_bytes: dict[str, int] = {}
+    copy_seconds: dict[str, float] = {}
     copies_lost: int = 0
     forks: int = 0
     deduplicated: int = 0
@@ -308,14 +366,24 @@ class StreamEnd(msgspec.Struct, frozen=True, array_like=True):
     error: str | None = None
 
 
+class StreamStart(msgspec.Struct, frozen=True, array_like=True):
+    """A sequence has its first token; the fields mean what they mean in `SequenceDelta`."""
+
+    stream: int
+    cached_tokens: int
+    queue_seconds: float
+    prefill_seconds: float
+
+
 class StepOutput(msgspec.Struct, frozen=True, tag="step"):
     """Engine → front end, once a step: all new tokens. Columns, so that a step of 1,024 tokens is no 1,024 objects.
 
     Attributes:
         streams: int64 bytes; `octavo.scheduler.streams.split_stream` gives (key, index).
         tokens: int32 bytes; ``tokens[i]`` goes to ``streams[i]``.
-        started: (stream, prefix hit in tokens) of sequences that got their first token.
+        started: Sequences that got their first token.
         finished: Sequences that ended.
+        preempted: Streams of those that gave way.
         scores: Log-probabilities, for requests that asked for them.
         embeddings: (stream, float32 bytes) of prompts whose vectors were asked for.
         pinned: (stream, pin number) of prompts that were to be pinned; 0 if there was no room.
@@ -324,8 +392,9 @@ class StepOutput(msgspec.Struct, frozen=True, tag="step"):
 
     streams: bytes
     tokens: bytes
-    started: list[tuple[int, int]]
+    started: list[StreamStart]
     finished: list[StreamEnd]
+    preempted: list[int] = []
     stats: EngineStats | None = None
     scores: list[TokenScores] = []
     embeddings: list[tuple[int, bytes]] = []
@@ -383,7 +452,7 @@ class PinReport(msgspec.Struct, frozen=True, tag="pinned"):
 
 
 # The engine's client sets a question's ticket, and is answered under it.
-Question = CheckIntegrity | AddPin | ListPins | DropPin
-Answer = IntegrityReport | PinReport
+Question = CheckIntegrity | AddPin | ListPins | DropPin | ReadLive | ReadBlock | ReadStory
+Answer = IntegrityReport | PinReport | LiveView | BlockView | Story
 ToEngine = AddRequest | AbortRequests | EndSequence | Shutdown | Question
 FromEngine = LoadProgress | EngineInfo | StartFailed | StepOutput | Rejected | Heartbeat | Answer

@@ -39,6 +39,7 @@ from octavo.engine.messages import (
     StartFailed,
     StepOutput,
     StreamEnd,
+    StreamStart,
     ToEngine,
 )
 from octavo.engine.questions import answer
@@ -124,8 +125,9 @@ class EngineLoop:
             StepOutput(
                 streams=result.streams.tobytes(),
                 tokens=result.tokens.tobytes(),
-                started=list(result.started),
+                started=[StreamStart(*start) for start in result.started],
                 finished=[StreamEnd(f.stream, str(f.reason), f.stop_token_id, f.error) for f in result.finished],
+                preempted=list(result.preempted),
                 stats=self._core.stats() if due else None,
                 scores=[packed_scores(scores) for scores in result.scores],
                 embeddings=[(embedding.stream, embedding.vector.tobytes()) for embedding in result.embeddings],
@@ -137,7 +139,7 @@ class EngineLoop:
 
     def _send_stats(self) -> None:
         """Before going idle: the state that will stay true until the next request."""
-        send(self._socket, StepOutput(b"", b"", [], [], self._core.stats()))
+        send(self._socket, StepOutput(b"", b"", [], [], stats=self._core.stats()))
 
 
 class _Heart(threading.Thread):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from octavo.block_manager.pins import Pin
+from octavo.engine.block_views import block_view
 from octavo.engine.core import EngineCore
 from octavo.engine.messages import (
     AddPin,
@@ -14,20 +15,36 @@ from octavo.engine.messages import (
     PinInfo,
     PinReport,
     Question,
+    ReadBlock,
+    ReadLive,
+    ReadStory,
     unpacked,
 )
+from octavo.engine.stories import story
 
 
 def answer(core: EngineCore, question: Question) -> Answer:
     """Answers a question.
 
     Raises:
-        ClientError, PinBudgetError: The prefix cannot be pinned.
+        ClientError, PinBudgetError: The prefix cannot be pinned, or there is no such block.
     """
-    pinning = core.scheduler.pinning
     match question:
         case CheckIntegrity():
             return IntegrityReport(question.ticket, core.check_integrity())
+        case ReadLive():
+            return core.live.read(question)
+        case ReadBlock():
+            return block_view(core.scheduler, question)
+        case ReadStory():
+            return story(core.scheduler, question)
+        case AddPin() | ListPins() | DropPin():
+            return _about_pins(core, question)
+
+
+def _about_pins(core: EngineCore, question: AddPin | ListPins | DropPin) -> PinReport:
+    pinning = core.scheduler.pinning
+    match question:
         case AddPin():
             ids, salt = unpacked(question.prompt), question.cache_salt
             pin = core.pin(ids, question.ttl, tenant=question.tenant, cache_salt=salt)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator
 
-from octavo.engine.messages import SequenceDelta, StreamEnd, TokenLogprob, TokenScores
+from octavo.engine.messages import SequenceDelta, StreamEnd, StreamStart, TokenLogprob, TokenScores
 from octavo.engine.scores import unpacked_scores
+
+_NOT_STARTED = StreamStart(0, 0, 0.0, 0.0)
 
 
 class RequestStream:
@@ -24,7 +26,8 @@ class RequestStream:
         self._open = set(range(n))
         self._tokens: defaultdict[int, list[int]] = defaultdict(list)
         self._ends: dict[int, StreamEnd] = {}
-        self._cached: dict[int, int] = {}
+        self._starts: dict[int, StreamStart] = {}
+        self._preemptions: Counter[int] = Counter()
         self._prompt_len = prompt_len
         self._logprobs: defaultdict[int, list[TokenLogprob]] = defaultdict(list)
         self._prompt_logprobs: dict[int, TokenLogprob] = {}
@@ -44,9 +47,13 @@ class RequestStream:
             self._tokens[index].append(token)
             self._news.set()
 
-    def start(self, index: int, cached_tokens: int) -> None:
-        """Notes the prefix hit of a sequence that got its first token."""
-        self._cached[index] = cached_tokens
+    def start(self, index: int, start: StreamStart) -> None:
+        """Notes that a sequence got its first token."""
+        self._starts.setdefault(index, start)
+
+    def give_way(self, index: int) -> None:
+        """Notes a preemption."""
+        self._preemptions[index] += 1
 
     def score(self, index: int, scores: TokenScores) -> None:
         """Adds log-probabilities: of the token that comes with them, or of some of the prompt."""
@@ -111,13 +118,17 @@ class RequestStream:
         return [self._delta(index, tokens.get(index, []), ends.get(index)) for index in sorted({*tokens, *ends})]
 
     def _delta(self, index: int, tokens: list[int], end: StreamEnd | None) -> SequenceDelta:
+        start = self._starts.get(index, _NOT_STARTED)
         return SequenceDelta(
             request_id=self._request_id,
             index=index,
             token_ids=tokens,
             finish_reason=end.reason if end else None,
             stop_token_id=end.stop_token_id if end else None,
-            cached_tokens=self._cached.get(index, 0),
+            cached_tokens=start.cached_tokens,
+            queue_seconds=start.queue_seconds,
+            prefill_seconds=start.prefill_seconds,
+            preemptions=self._preemptions[index],
             error=end.error if end else None,
             logprobs=self._logprobs.pop(index, []),
             prompt_logprobs=self._take_prompt_logprobs() if index == 0 else {},

@@ -25,6 +25,7 @@ from octavo.block_manager.misses import Miss, MissReason
 from octavo.block_manager.tiers import Tier
 from octavo.scheduler.beams import Beams
 from octavo.scheduler.decisions import LookUp, PreemptionReason, Wait, WaitReason
+from octavo.scheduler.history import EventKind
 from octavo.scheduler.lookahead import LookAhead
 from octavo.scheduler.preemption import Preemption
 from octavo.scheduler.request import Sequence, SequenceState, rows_needed
@@ -83,7 +84,7 @@ class Admission:
     def note(self, reason: WaitReason) -> None:
         """Records why nobody more is let in."""
         for sequence in islice(self._state.waiting.in_turn(), _WINDOW):
-            sequence.wait = Wait(reason, step=self._state.counters.steps)
+            self._state.note_wait(sequence, Wait(reason, step=self._state.counters.steps))
 
     def claim(self) -> None:
         """Under ``--policy priority``: has less urgent running sequences give way to the most urgent waiting one.
@@ -186,14 +187,14 @@ class Admission:
             and len(state.running)  # with nobody running, nothing will ever change and the look-ahead does not apply
             and state.manager.room(tenant) < sequence.retry_at
         ):
-            sequence.wait = sequence.lack
+            state.note_wait(sequence, sequence.lack)
             return None
         stream = None if behind is None else behind.stream
         if state.rows.available < rows_needed(sequence.request):
-            sequence.wait = Wait(WaitReason.MAX_NUM_SEQS, 0, stream, state.counters.steps)
+            state.note_wait(sequence, Wait(WaitReason.MAX_NUM_SEQS, 0, stream, state.counters.steps))
             return None
         if not self._preemption.may_give_way(sequence) and (missing := self._missing_for_guarantee(sequence)) > 0:
-            sequence.wait = Wait(WaitReason.GUARANTEE, missing, stream, state.counters.steps)
+            state.note_wait(sequence, Wait(WaitReason.GUARANTEE, missing, stream, state.counters.steps))
             return None
         match, short = self._look_up(sequence)
         if not short:
@@ -207,7 +208,8 @@ class Admission:
         sequence.retry_step = state.counters.steps + _RETRY_STEPS
         full = state.manager.quota.at_ceiling(tenant, state.manager.needed(match, len(sequence.tokens)))
         reason = WaitReason.TENANT_CEILING if full else WaitReason.BLOCKS
-        sequence.wait = sequence.lack = Wait(reason, short, stream, state.counters.steps)
+        sequence.lack = Wait(reason, short, stream, state.counters.steps)
+        state.note_wait(sequence, sequence.lack)
         return None
 
     def look_up(self, sequence: Sequence, keep_free: int) -> Room:
@@ -329,7 +331,24 @@ class Admission:
             miss = state.manager.explain_miss(sequence.tokens, match)
         else:
             miss = Miss(MissReason.NOT_READ)
+        self._tell(sequence, match, hits, miss)
         state.decisions.add_look_up(LookUp(state.counters.steps, sequence.stream, len(sequence.tokens), hits, miss))
+
+    def _tell(self, sequence: Sequence, match: PrefixMatch, hits: dict[Tier, int], miss: Miss) -> None:
+        now, history = self._state.clock(), sequence.request.history
+        if sequence.admitted is None:
+            sequence.admitted = now
+        if history.cached_tokens is None:
+            history.cached_tokens = match.num_tokens
+        told = {
+            "waited": now - sequence.queued,
+            "tokens": len(sequence.tokens),
+            "hits": {tier.name.lower(): tokens for tier, tokens in hits.items() if tokens},
+            "computes": len(sequence.tokens) - match.num_tokens,
+            "miss": str(miss.reason),
+            "evicted_ago": miss.seconds_ago,
+        }
+        history.add(now, EventKind.ADMITTED, sequence.index, told)
 
     def _record_return(self, sequence: Sequence, match: PrefixMatch) -> None:
         counters, size = self._state.counters, self._state.manager.block_size

@@ -19,6 +19,7 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from octavo.scheduler.history import EventKind
 from octavo.scheduler.plan import Float32s, Int32s
 from octavo.scheduler.request import Candidate, FinishReason, Request, Sequence, SequenceState
 from octavo.scheduler.state import State
@@ -116,7 +117,10 @@ class Beams:
         for beam in list(request.sequences):
             self._drop(beam)
         self._let_go(request)
-        del self._state.requests[request.key]
+        for index, output in enumerate(request.outputs[: request.sampling.n]):
+            told = {"reason": str(output.reason), "output_tokens": len(output.tokens)}
+            request.history.add(self._state.clock(), EventKind.FINISHED, index, told)
+        self._state.forget(request)
 
     def _let_go(self, request: Request) -> None:
         """Gives back the rows that were kept and not used."""

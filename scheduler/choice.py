@@ -37,6 +37,7 @@ def joined(results: Iterable[StepResult]) -> StepResult:
         tokens=np.concatenate([part.tokens for part in parts]),
         started=tuple(entry for part in parts for entry in part.started),
         finished=tuple(entry for part in parts for entry in part.finished),
+        preempted=tuple(stream for part in parts for stream in part.preempted),
         pinned=tuple(entry for part in parts for entry in part.pinned),
         scores=tuple(entry for part in parts for entry in part.scores),
         embeddings=tuple(entry for part in parts for entry in part.embeddings),

@@ -15,6 +15,7 @@ import numpy as np
 from octavo.scheduler.admission import Admission
 from octavo.scheduler.beams import Beams
 from octavo.scheduler.decisions import PreemptionReason
+from octavo.scheduler.history import EventKind
 from octavo.scheduler.plan import Finished, Int32s
 from octavo.scheduler.preemption import Preemption
 from octavo.scheduler.request import FinishReason, Sequence, SequenceState, rows_needed
@@ -99,6 +100,8 @@ class Suspects:
             if sequence not in failed and sequence.state is SequenceState.RUNNING:
                 self._beams.leave_row(sequence)
                 sequence.become(SequenceState.PREEMPTED)
+                sequence.queued = self._state.clock()
+                sequence.request.history.add(sequence.queued, EventKind.FAILED, sequence.index)
                 self._queue.append(sequence)
         return failed, told
 

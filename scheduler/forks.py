@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from octavo.scheduler.history import EventKind
 from octavo.scheduler.plan import Int32s
 from octavo.scheduler.request import Sequence
 from octavo.scheduler.state import State
@@ -49,9 +50,15 @@ class Forks:
             for sibling in siblings:
                 state.manager.fork(row, sibling.row)
                 state.run(sibling)
+                self._tell(state.owner(row), sibling)
                 state.forked.add(sibling.row)
                 state.counters.forks += 1
         self._planned.clear()
+
+    def _tell(self, first: Sequence, sibling: Sequence) -> None:
+        sibling.admitted = first.admitted
+        now = self._state.clock()
+        sibling.request.history.add(now, EventKind.FORKED, sibling.index, {"of": first.index})
 
     def cancel(self, rows: set[int] | None = None) -> set[int]:
         """The step was not executed, for these rows or at all: their siblings wait. Returns the siblings' rows."""

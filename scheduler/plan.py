@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -121,6 +122,21 @@ class Sampled:
     embeddings: tuple[Embedding, ...] = ()
 
 
+class Started(NamedTuple):
+    """A sequence that got its first token.
+
+    Attributes:
+        cached_tokens: The prefix hit of its first admission.
+        queue_seconds: From its request's arrival to that admission; of siblings, to when they were forked off.
+        prefill_seconds: From then until its prompt was computed.
+    """
+
+    stream: int
+    cached_tokens: int
+    queue_seconds: float
+    prefill_seconds: float
+
+
 @dataclass(frozen=True, slots=True)
 class Finished:
     """The end of one sequence.
@@ -144,16 +160,18 @@ class StepResult:
     Attributes:
         streams: int64 ``[num_samples]``; see `octavo.scheduler.streams.stream_of`.
         tokens: int32 ``[num_samples]``.
-        started: (stream, prefix hit in tokens) of sequences that got their first token.
+        started: Sequences that got their first token.
         finished: Sequences that ended. An error ends the whole request, and is told for one of its sequences.
+        preempted: Streams of those that gave way when the step was planned.
         pinned: (stream, pin number) of prompts that were to be pinned; 0 if there was no room for it.
         scores: Log-probabilities that requests asked for. embeddings: their prompts' vectors.
     """
 
     streams: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     tokens: Int32s = field(default_factory=lambda: np.empty(0, dtype=np.int32))
-    started: tuple[tuple[int, int], ...] = ()
+    started: tuple[Started, ...] = ()
     finished: tuple[Finished, ...] = ()
+    preempted: tuple[int, ...] = ()
     pinned: tuple[tuple[int, int], ...] = ()
     scores: tuple[Scores, ...] = ()
     embeddings: tuple[Embedding, ...] = ()

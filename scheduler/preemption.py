@@ -20,6 +20,7 @@ from octavo.block_manager.manager import SwappedBlocks
 from octavo.block_manager.tiers import Tier
 from octavo.scheduler.beams import Beams
 from octavo.scheduler.decisions import Method, PreemptionReason, PreemptionRecord
+from octavo.scheduler.history import EventKind
 from octavo.scheduler.request import Sequence, SequenceState
 from octavo.scheduler.state import State
 
@@ -83,6 +84,9 @@ class Preemption:
             predicted_recompute=recompute,
         )
         state.decisions.add_preemption(victim.record)
+        victim.request.history.add(victim.record.time, EventKind.PREEMPTED, victim.index, victim.record)
+        victim.queued = victim.record.time
+        state.preempted.append(victim.stream)
         state.counters.preemptions += 1
         if reason is not PreemptionReason.ISOLATION:
             victim.preemptions += 1

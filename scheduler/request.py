@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from octavo.block_manager.manager import SwappedBlocks
 from octavo.scheduler.decisions import PreemptionRecord, Wait, WaitReason
+from octavo.scheduler.history import History
 from octavo.scheduler.sampling import SamplingParams
 from octavo.scheduler.streams import stream_of
 from octavo.scheduler.tenants import Tenant
@@ -91,6 +92,7 @@ class Request:
         priority: Smaller is more urgent, under that policy.
         arrival: Seconds on the scheduler's clock.
         pin_ttl: Seconds for which to pin the prompt once it is computed; None for not at all.
+        history: What has happened to it.
         unforked: Sequences that still share the first one's future; they are forked when the prompt is computed.
         sequences: The live ones.
         outputs: Ended ones among which is chosen, where that is asked for (`SamplingParams.chooses`).
@@ -109,6 +111,7 @@ class Request:
     arrival: float
     pin_ttl: float | None
     unforked: int
+    history: History
     sequences: list[Sequence] = field(default_factory=list)
     outputs: list[Candidate] = field(default_factory=list)
     held_rows: int = 0
@@ -126,6 +129,7 @@ class Sequence:
         order: First come, first served; siblings in the order of their index.
         tokens: Prompt and output so far; stale while running.
         cached_tokens: Prefix hit of its first admission, in tokens.
+        queued: When it last began to wait, on the scheduler's clock. admitted: when it was first let in; None before.
         logprob: Of its output so far, where outputs are chosen.
         computed: Tokens whose KV it had when it left its row.
         swapped: Its KV in lower tiers, while it is swapped out.
@@ -140,6 +144,8 @@ class Sequence:
     tokens: Tokens
     row: int = NO_ROW
     cached_tokens: int = 0
+    queued: float = 0.0
+    admitted: float | None = None
     logprob: float = 0.0
     computed: int = 0
     swapped: SwappedBlocks | None = None

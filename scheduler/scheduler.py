@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Many
 from dataclasses import replace
 
@@ -35,9 +35,10 @@ from octavo.scheduler.decisions import Wait, WaitReason
 from octavo.scheduler.faults import Suspects
 from octavo.scheduler.forks import Forks
 from octavo.scheduler.growth import Growth
+from octavo.scheduler.history import EventKind, History
 from octavo.scheduler.lookahead import LookAhead
 from octavo.scheduler.pinning import Pinning
-from octavo.scheduler.plan import Finished, Float32s, Int32s, Sampled, StepPlan, StepResult
+from octavo.scheduler.plan import Finished, Float32s, Int32s, Sampled, Started, StepPlan, StepResult
 from octavo.scheduler.preemption import Preemption
 from octavo.scheduler.queue import make_queue
 from octavo.scheduler.request import Candidate, FinishReason, Request, Sequence, SequenceState, Tokens
@@ -127,7 +128,7 @@ class Scheduler:
     @property
     def num_swapped(self) -> int:
         """Waiting sequences whose KV lies in a lower tier."""
-        return sum(sequence.swapped is not None for sequence in self._waiting())
+        return sum(sequence.swapped is not None for sequence in self.waiting_sequences())
 
     @property
     def has_work(self) -> bool:
@@ -173,6 +174,9 @@ class Scheduler:
         if self.num_waiting >= self.config.max_waiting:
             raise QueueFullError(f"{self.num_waiting} sequences are waiting already, the most this server allows")
         assert key not in self.state.requests, f"request {key} exists already"
+        now = self.state.clock()
+        history = History(key, owner.name, len(tokens), now)
+        history.add(now, EventKind.QUEUED, 0, {"prompt_tokens": len(tokens), "ahead": self.num_waiting})
         request = Request(
             key=key,
             number=self._arrivals,
@@ -183,10 +187,12 @@ class Scheduler:
             tenant=owner,
             salt=salt,
             priority=priority,
-            arrival=self.state.clock(),
+            arrival=now,
             pin_ttl=pin_ttl,
             unforked=0 if sampling.beam_width else sampling.num_sequences - 1,
+            history=history,
         )
+        self.state.histories.begin(history)
         self._arrivals += 1
         self.state.requests[key] = request
         self.state.waiting.push(self.state.new_sequence(request, 0))
@@ -267,19 +273,23 @@ class Scheduler:
 
     def explain_waits(self) -> dict[int, Wait]:
         """Stream → why it waits, for every waiting sequence; those that no step has looked at are behind others."""
-        waits: dict[int, Wait] = {}
+        return {sequence.stream: wait for sequence, wait in self.explained_waits()}
+
+    def explained_waits(self) -> Iterator[tuple[Sequence, Wait]]:
+        """The same, sequence by sequence, in the policy's order."""
+        seen: set[int] = set()
         first: int | None = None
         for sequence in self.state.waiting.in_turn():
             wait, first = sequence.wait, sequence.stream if first is None else first
             if wait.reason is WaitReason.NEW and first != sequence.stream:
                 wait = Wait(WaitReason.BEHIND, behind=first, step=self.counters.steps)
-            elif wait.behind is not None and wait.behind not in waits:
+            elif wait.behind is not None and wait.behind not in seen:
                 wait = replace(wait, behind=None)  # it has gone since
-            waits[sequence.stream] = wait
+            seen.add(sequence.stream)
+            yield sequence, wait
         for suspect in self._suspects:
             if suspect.state is not SequenceState.RUNNING:
-                waits[suspect.stream] = Wait(WaitReason.ISOLATION, step=self.counters.steps)
-        return waits
+                yield suspect, Wait(WaitReason.ISOLATION, step=self.counters.steps)
 
     # ── one step ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -324,7 +334,7 @@ class Scheduler:
         places = {place for place in ends if place.tier is not Tier.DEVICE}
         for place in places:
             self.manager.tiers.forget(place)
-        for sequence in self._waiting():
+        for sequence in self.waiting_sequences():
             if sequence.swapped is not None and not places.isdisjoint(sequence.swapped.held):
                 self.state.drop_swapped(sequence)
                 sequence.become(SequenceState.PREEMPTED)
@@ -359,24 +369,40 @@ class Scheduler:
 
         self.state.tenants.charge_output(rows.tenant[gained])
         started, pinned = self._started(gained[rows.num_tokens[gained] == rows.prompt_len[gained]])
+        preempted = tuple(self.state.preempted)
+        self.state.preempted.clear()
         if sampled.beam_tokens is None:
             result = self._append(gained, sampled.tokens, sampled.logprobs)
-            told = sampled.scores, sampled.embeddings
-            return StepResult(result.streams, result.tokens, started, result.finished, pinned, *told)
+            told = preempted, pinned, sampled.scores, sampled.embeddings
+            return StepResult(result.streams, result.tokens, started, result.finished, *told)
         sampling = rows.beam_width[gained] == 0
         logprobs = None if sampled.logprobs is None else sampled.logprobs[sampling]
         chosen = self._advance_beams(gained[~sampling], sampled)
         result = self._append(gained[sampling], sampled.tokens[sampling], logprobs)
-        known = StepResult(started=started, pinned=pinned, scores=sampled.scores, embeddings=sampled.embeddings)
+        known = StepResult(
+            started=started,
+            preempted=preempted,
+            pinned=pinned,
+            scores=sampled.scores,
+            embeddings=sampled.embeddings,
+        )
         return joined([known, result, *chosen])
 
-    def _started(self, rows: Int32s) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]:
-        """What to tell of sequences whose prompt is complete: their prefix hits, and the pins that were wished for."""
+    def _started(self, rows: Int32s) -> tuple[tuple[Started, ...], tuple[tuple[int, int], ...]]:
+        """What to tell of sequences whose prompt is complete: how they came to it, and the pins asked for."""
         owners = [self.state.owner(row) for row in rows.tolist()]
-        started = [(s.stream, s.cached_tokens) for s in owners if s.index < s.request.sampling.n]
+        now = self.state.clock() if owners else 0.0
+        started = [self._start_of(s, now) for s in owners if s.index < s.request.sampling.n]
         wished = [sequence for sequence in owners if sequence.request.pin_ttl is not None]
         pinned = [pin for sequence in wished if (pin := self._pin_prompt(sequence)) is not None]
         return tuple(started), tuple(pinned)
+
+    def _start_of(self, sequence: Sequence, now: float) -> Started:
+        assert sequence.admitted is not None, f"sequence {sequence.order} was not let in"
+        seconds = now - sequence.admitted
+        if not sequence.index:
+            sequence.request.history.add(now, EventKind.PROMPT_DONE, 0, {"seconds": seconds})
+        return Started(sequence.stream, sequence.cached_tokens, sequence.admitted - sequence.request.arrival, seconds)
 
     def _append(self, gained: Int32s, tokens: Int32s, logprobs: Float32s | None) -> StepResult:
         """Gives each of these rows its next token, and ends those that have come to their end."""
@@ -590,13 +616,14 @@ class Scheduler:
         if sequence not in self._suspects:
             self.state.waiting.push(sequence)
 
-    def _waiting(self) -> list[Sequence]:
+    def waiting_sequences(self) -> list[Sequence]:
+        """All that wait, suspects last."""
         return [*self.state.waiting.in_turn(), *(s for s in self._suspects if s.state is not SequenceState.RUNNING)]
 
     def check_integrity(self) -> list[str]:
         """Every invariant of scheduler and blocks that does not hold, in words. O(num_blocks)."""
         state = self.state
-        problems = self.manager.check_integrity(s.swapped for s in self._waiting() if s.swapped is not None)
+        problems = self.manager.check_integrity(s.swapped for s in self.waiting_sequences() if s.swapped is not None)
         for sequence in state.running:
             covered = int(self.manager.tables.lengths[sequence.row]) * self.manager.block_size
             if self.rows.num_computed[sequence.row] > covered:

@@ -13,7 +13,8 @@ from octavo.block_manager.manager import BlockManager
 from octavo.block_manager.tiers import Tier
 from octavo.config import SchedulerConfig
 from octavo.scheduler.costs import CostModel
-from octavo.scheduler.decisions import Decisions, PreemptionRecord
+from octavo.scheduler.decisions import Decisions, PreemptionRecord, Wait
+from octavo.scheduler.history import EventKind, Histories
 from octavo.scheduler.plan import Int32s
 from octavo.scheduler.queue import Order, WaitingQueue
 from octavo.scheduler.request import FinishReason, Request, Sequence, SequenceState
@@ -99,6 +100,8 @@ class State:
         forked: Rows that may share the block they write to next.
         finished: Ended sequences by reason.
         gave_way: Sequences preempted in the step that is being planned.
+        preempted: Streams of those that gave way, until the outside is told.
+        histories: What has happened to requests.
         moves: Blocks that this step copies for the sake of a preemption, and in which direction.
         clock: Seconds, monotonic.
     """
@@ -116,6 +119,8 @@ class State:
     requests: dict[int, Request] = field(default_factory=dict)
     forked: set[int] = field(default_factory=set)
     gave_way: set[Sequence] = field(default_factory=set)
+    preempted: list[int] = field(default_factory=list)
+    histories: Histories = field(default_factory=Histories)
     moves: list[tuple[PreemptionRecord, tuple[Tier, Tier]]] = field(default_factory=list)
     finished: Counter[FinishReason] = field(default_factory=Counter)
 
@@ -132,10 +137,16 @@ class State:
         return next((tier for tier in tiers.existing if tiers.counts(tier).used < tiers.counts(tier).total), None)
 
     def new_sequence(self, request: Request, index: int) -> Sequence:
-        """One more sequence of a request."""
-        sequence = Sequence(request, index, request.prompt)
+        """One more sequence of a request, which waits from now on."""
+        sequence = Sequence(request, index, request.prompt, queued=self.clock())
         request.sequences.append(sequence)
         return sequence
+
+    def note_wait(self, sequence: Sequence, wait: Wait) -> None:
+        """Notes why a sequence waits."""
+        if wait.reason is not sequence.wait.reason:
+            sequence.request.history.wait(self.clock(), sequence.index, wait)
+        sequence.wait = wait
 
     def run(self, sequence: Sequence) -> None:
         """Makes a sequence that has got its row one of the running ones."""
@@ -163,11 +174,18 @@ class State:
         self.drop_swapped(sequence)
         sequence.become(SequenceState.FINISHED)
         self.finished[reason] += 1
-        request = sequence.request
+        request, now = sequence.request, self.clock()
+        told = {"reason": str(reason), "output_tokens": len(sequence.tokens) - len(request.prompt)}
+        request.history.add(now, EventKind.FINISHED, sequence.index, told)
         request.sequences.remove(sequence)
         if not request.sequences:
             self.rows.hold(-request.held_rows)
-            del self.requests[request.key]
+            self.forget(request)
+
+    def forget(self, request: Request) -> None:
+        """Lets go of a request whose last sequence has ended."""
+        del self.requests[request.key]
+        self.histories.end(request.history, self.clock())
 
     def blocks_to_come(self, rows: Int32s, tokens: int) -> int:
         """Blocks that these running rows will take on top while each gains so many tokens."""

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from octavo.engine.messages import SequenceDelta, StreamEnd
+from octavo.engine.messages import SequenceDelta, StreamEnd, StreamStart
 from octavo.engine.streams import RequestStream
 from octavo.errors import EngineDeadError
 
@@ -17,12 +17,14 @@ async def collect(stream: RequestStream) -> list[SequenceDelta]:
 
 async def test_tokens_that_pile_up_are_merged() -> None:
     stream = RequestStream("r", 1, prompt_len=3)
-    stream.start(0, 16)
+    stream.start(0, StreamStart(0, 16, 0.5, 0.25))
+    stream.give_way(0)
     for token in range(5):
         stream.push(0, token)
     stream.end(0, StreamEnd(0, "length"))
     (delta,) = await collect(stream)
     assert (delta.token_ids, delta.finish_reason, delta.cached_tokens) == ([0, 1, 2, 3, 4], "length", 16)
+    assert (delta.queue_seconds, delta.prefill_seconds, delta.preemptions) == (0.5, 0.25, 1)
 
 
 async def test_what_is_made_of_the_prompt_comes_with_the_first_sequence() -> None:

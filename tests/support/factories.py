@@ -18,6 +18,7 @@ from octavo.block_manager.prefix_cache import PrefixCache
 from octavo.block_manager.tiers import Tiers
 from octavo.block_manager.windowed import WindowedBlockManager
 from octavo.config import SchedulerConfig
+from octavo.scheduler.history import History
 from octavo.scheduler.plan import StepPlan, StepResult
 from octavo.scheduler.request import FinishReason, Request
 from octavo.scheduler.sampling import SamplingParams
@@ -117,7 +118,9 @@ def make_request(
     own |= {"pin_ttl": None, "unforked": 0}
     own |= {name: fields.pop(name) for name in list(fields) if name in own}
     tokens = np.array(prompt or [1, 2, 3], dtype=np.int32)
-    return Request(number if key is None else key, number, tokens, sampling or SamplingParams(**fields), limit, **own)
+    key = number if key is None else key
+    history = History(key, own["tenant"].name, len(tokens), own["arrival"])
+    return Request(key, number, tokens, sampling or SamplingParams(**fields), limit, history=history, **own)
 
 
 def greedy(max_tokens: int | None = 8, **values: Any) -> SamplingParams:
@@ -189,8 +192,8 @@ class OracleEngine:
         """Collects what a step gave out."""
         for stream, token in zip(result.streams.tolist(), result.tokens.tolist(), strict=True):
             self.outputs[split_stream(stream)].append(token)
-        for stream, hit in result.started:
-            self.cached[split_stream(stream)] = hit
+        for start in result.started:
+            self.cached[split_stream(start.stream)] = start.cached_tokens
         for finished in result.finished:
             known = self.reasons.get(split_stream(finished.stream))
             # An error ends the whole request, and may be told for a sequence that has ended already.

@@ -21,7 +21,8 @@ from octavo.engine.messages import (
     TokenLogprob,
     unpacked,
 )
-from octavo.errors import AbortedError, EngineUnavailableError
+from octavo.engine.views import BlockView, LiveView, Story
+from octavo.errors import AbortedError, EngineUnavailableError, NotFoundError
 
 
 def scored(token: int, tops: int | None) -> TokenLogprob:
@@ -40,6 +41,7 @@ class FakeEngine:
         failure: Raised after ``fail_after`` steps. error: ends the request there with finish_reason "error".
         open: Requests that are running. closed: request id → when its iterator was closed. seen: every request.
         ended: (request id, index) of sequences that their readers left.
+        view, blocks: What `live` and `block` answer. stories: what `story` answers, by request id.
         cached: Prompts that can be pinned at once. kept: the pins there are. pin_room: blocks that pins may take.
     """
 
@@ -74,6 +76,9 @@ class FakeEngine:
         self.ended: set[tuple[str, int]] = set()
         self.closed: dict[str, float] = {}
         self.seen: list[AddRequest] = []
+        self.view = LiveView(0, 0, 0.0, [], [], 0, [], 0, [])
+        self.blocks: dict[tuple[str, int], BlockView] = {}
+        self.stories: dict[str, Story] = {}
         self.cached: set[bytes] = set()
         self.kept: list[PinInfo] = []
         self.pin_room = 8
@@ -199,6 +204,20 @@ class FakeEngine:
         left = [pin for pin in self.kept if pin.number != number]
         found, self.kept = len(left) < len(self.kept), left
         return found
+
+    async def live(self, *, fresh: bool, most_cells: int) -> LiveView:
+        return self.view
+
+    async def block(self, tier: str, block: int) -> BlockView:
+        if (tier, block) not in self.blocks:
+            raise NotFoundError(f"there is no block {block} in {tier}")
+        return self.blocks[tier, block]
+
+    async def story(self, request_id: str) -> Story | None:
+        return self.stories.get(request_id)
+
+    def request_of(self, key: int) -> str | None:
+        return self.seen[key - 1].request_id if 0 < key <= len(self.seen) else None
 
     async def close(self) -> None:
         self.status = "stopped"
