@@ -79,7 +79,7 @@ class EngineCore:
         shape = ModelShape.read(folder, trust_remote_code=config.model.trust_remote_code)
         device = choose_device(config.execution.device)
         threads = _set_threads(config.execution.threads)
-        dtype = shape.served_dtype(config.model.dtype)
+        dtype = shape.served_dtype(config.model.dtype, device.type)
         backend = select_backend(device, config.execution.attention_backend)
         if config.cache.kv_cache_dtype == "int8" and not backend.reads_int8:
             raise ConfigError(f"--kv-cache-dtype int8: the {backend.name} kernels cannot read it; those for CPUs can")
@@ -123,7 +123,7 @@ class EngineCore:
             device=device.type,
             dtype=dtype,
             attention_backend=backend.name,
-            report=report(pool, config, shape, name=name, where=where, weight_bytes=decoder.weight_bytes),
+            report=report(pool, config, shape, name=name, where=where, dtype=dtype, weight_bytes=decoder.weight_bytes),
         )
         return cls(info, scheduler, runner, grammars)
 

@@ -76,7 +76,7 @@ def plan_pool(config: EngineConfig, shape: ModelShape, *, free: int, free_host: 
     """
     size, wanted = config.cache.block_size, config.model.max_model_len
     groups = LayerGroups.of(shape.windows, wanted or shape.max_position_embeddings)
-    width = SERVED_DTYPES[shape.served_dtype(config.model.dtype)]
+    width = SERVED_DTYPES[shape.served_dtype(config.model.dtype, device)]
     row_bytes = config.cache.row_bytes(shape.head_dim, width)
     block_bytes = size * groups.layers_per_block * shape.kv_bytes_per_token(row_bytes) // shape.num_layers
     if wanted is not None and wanted > shape.max_position_embeddings:
@@ -196,14 +196,14 @@ def numbers_in_words(config: EngineConfig, dtype: str) -> str:
 
 
 def report(
-    plan: PoolPlan, config: EngineConfig, shape: ModelShape, *, name: str, where: str, weight_bytes: int
+    plan: PoolPlan, config: EngineConfig, shape: ModelShape, *, name: str, where: str, dtype: str, weight_bytes: int
 ) -> list[str]:
     """The start-up report: weights, bytes per block, number of blocks, tokens and concurrency.
 
     Args:
-        weight_bytes: What the model's weights take, as they were loaded.
+        dtype: What ``--dtype`` came to mean. weight_bytes: what the model's weights take, as they were loaded.
     """
-    dtype, size = shape.served_dtype(config.model.dtype), config.cache.block_size
+    size = config.cache.block_size
     row = f"{shape.head_dim} × {SERVED_DTYPES[dtype]} B"
     if config.cache.kv_cache_dtype == "int8":
         row = f"({shape.head_dim} × 1 B + a scale of {KV_SCALE_BYTES} B)"

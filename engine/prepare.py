@@ -44,7 +44,7 @@ def prepare_model(config: EngineConfig, progress: Callable[[str], None] = lambda
         Checkpoint(found.path, shape)
     if config.execution.device == "cpu" or (config.execution.device == "auto" and not GPU_DRIVER.exists()):
         # A GPU's memory is measured by the engine; asking for it takes torch.
-        weights = shape.num_parameters * SERVED_DTYPES[shape.served_dtype(config.model.dtype)]
+        weights = shape.num_parameters * SERVED_DTYPES[shape.served_dtype(config.model.dtype, "cpu")]
         free = free_host_memory() - weights
         plan_pool(config, shape, free=free, free_host=free, device="cpu")
     if config.cache.swap_dir is not None:

@@ -57,7 +57,7 @@ def load_model(
     device = torch.device(device)
     kernels = select_backend(device, attention_backend)
     shape = ModelShape.read(folder, trust_remote_code=trust_remote_code)
-    target: torch.dtype = getattr(torch, shape.served_dtype(dtype))
+    target: torch.dtype = getattr(torch, shape.served_dtype(dtype, device.type))
     if load_format not in LOAD_FORMATS:
         raise ConfigError(f"load format must be {' or '.join(LOAD_FORMATS)}, not {load_format!r}")
     if quantization not in QUANTIZATIONS:

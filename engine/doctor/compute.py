@@ -116,7 +116,7 @@ def _layers(config: EngineConfig, device: torch.device, folder: str) -> Finding:
     from octavo.models.shape import ModelShape
 
     shape = ModelShape.read(Path(folder), trust_remote_code=config.model.trust_remote_code)
-    dtype = shape.served_dtype(config.model.dtype)
+    dtype = shape.served_dtype(config.model.dtype, device.type)
     quantized = config.model.quantization == "int8"
     kernels = select_backend(device, config.execution.attention_backend)
     compiled = kernels.name == "cpu" and fits(shape, getattr(torch, dtype), quantized=quantized)
@@ -133,7 +133,10 @@ def _why_not_compiled(device: torch.device, dtype: str) -> str:
     if device.type != "cpu":
         return ""
     from octavo.kernels.cpu import amx
+    from octavo.models.processor import computes_in
 
+    if dtype == "float32" and not computes_in("bfloat16"):
+        return ": the processor has no AMX, nor any instructions for bfloat16"
     if not amx.is_available():
         return ": the processor has no AMX"
     return ": one compiled call takes bfloat16" if dtype != "bfloat16" else ": the model does not fit AMX tiles"
@@ -141,6 +144,7 @@ def _why_not_compiled(device: torch.device, dtype: str) -> str:
 
 def _speed(device: torch.device) -> Finding:
     from octavo.engine.machine import measure
+    from octavo.models.processor import computes_in
 
     rates = measure(device)
     text = (
@@ -148,7 +152,7 @@ def _speed(device: torch.device) -> Finding:
         f"in float32 {rates.float32_operations / 1e9:,.0f} GFLOP/s"
     )
     values = msgspec.to_builtins(rates)
-    if rates.operations < rates.float32_operations / 2:
+    if rates.operations < rates.float32_operations / 2 and computes_in("bfloat16"):  # else auto knows it already
         return Finding("speed", text, "note", "bfloat16 is slow here: try --dtype float32", values)
     return Finding("speed", text, values=values)
 

@@ -148,7 +148,8 @@ class ModelConfig:
     )
     dtype: str = option(
         "auto",
-        "the type of weights and activations; auto takes the checkpoint's own, bfloat16 for float32 ones",
+        "the type of weights and activations; auto takes the checkpoint's own, bfloat16 for float32 ones, and float32 "
+        "on CPUs that have no instructions for that",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     quantization: str = option(

@@ -12,10 +12,17 @@ from octavo.engine.kv_cache import KVCache
 from octavo.engine.memory import PoolPlan, free_host_memory, plan_pool, report
 from octavo.errors import ConfigError, MemoryTooSmallError
 from octavo.kernels.reference import ReferenceBackend
+from octavo.models import processor
 from octavo.models.shape import ModelShape, shape_from_config
 
 GIB = 2**30
 BLOCK = 16384
+
+
+@pytest.fixture(autouse=True)
+def processor_with_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes are those of 16-bit numbers, whatever this machine computes in."""
+    monkeypatch.setattr(processor, "_flags", frozenset)
 
 
 @pytest.fixture
@@ -105,6 +112,7 @@ def test_the_report_shows_the_arithmetic(shape: ModelShape) -> None:
             shape,
             name="tiny",
             where="CPU",
+            dtype="bfloat16",
             weight_bytes=3 * 2**20,
         )
     )
@@ -168,7 +176,9 @@ class TestTiers:
             plan = plan_pool(config, shape, free=GIB, free_host=GIB, device="cpu")
             return [
                 line
-                for line in report(plan, config, shape, name="tiny", where="CPU", weight_bytes=3 * 2**20)
+                for line in report(
+                    plan, config, shape, name="tiny", where="CPU", dtype="bfloat16", weight_bytes=3 * 2**20
+                )
                 if "tiers" in line
             ]
 

@@ -18,6 +18,7 @@ from octavo.engine.doctor.compute import Question, answer, examine_compute
 from octavo.engine.doctor.finding import Finding
 from octavo.engine.machine import Rates
 from octavo.kernels.cpu import amx
+from octavo.models import processor, shape
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +26,7 @@ def rates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "measure", lambda device: Rates(5e9, 100e9, 30e9))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(compute, "GPU_DRIVER", Path("/none"))
+    monkeypatch.setattr(processor, "_flags", frozenset)  # of nothing that is known: whatever is asked for is there
 
 
 @pytest.fixture
@@ -63,6 +65,16 @@ def test_without_amx(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for option, flag in (({"deterministic": True}, "--deterministic"), ({"quantization": "int8"}, "--quantization")):
         refused = found(folder, **option)["layers"]
         assert (refused.state, refused.text.startswith(flag)) == ("problem", True)
+
+
+def test_without_bfloat16(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor, "computes_in", lambda dtype: False)
+    monkeypatch.setattr(shape, "computes_in", lambda dtype: False)
+    layers = found(folder)["layers"]
+    assert layers.values == {"dtype": "float32", "compiled": False}
+    assert layers.text.endswith("the processor has no AMX, nor any instructions for bfloat16")
+    monkeypatch.setattr(machine, "measure", lambda device: Rates(5e9, 1e9, 30e9))
+    assert found(folder)["speed"].advice == ""
 
 
 def test_options_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
