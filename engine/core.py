@@ -27,6 +27,7 @@ from octavo.engine.kv_cache import KVCache
 from octavo.engine.live import LiveReader
 from octavo.engine.memory import PoolPlan, free_host_memory, numbers_in_words, plan_pool, report
 from octavo.engine.messages import AddRequest, EngineInfo, EngineStats
+from octavo.engine.meter import StepMeter
 from octavo.engine.runner import ModelRunner
 from octavo.engine.sampler import Sampler
 from octavo.engine.stats import snapshot
@@ -60,7 +61,7 @@ class EngineCore:
         self.runner = runner
         self.grammars = grammars
         self.live = LiveReader(scheduler)
-        self._step_seconds = 0.0
+        self._meter = StepMeter()
 
     @classmethod
     def load(
@@ -119,6 +120,7 @@ class EngineCore:
             eos_token_ids=list(shape.eos_token_ids),
             block_size=config.cache.block_size,
             num_blocks=pool.num_blocks,
+            block_bytes=pool.block_bytes,
             max_num_seqs=config.scheduler.max_num_seqs,
             device=device.type,
             dtype=dtype,
@@ -171,23 +173,27 @@ class EngineCore:
         Raises:
             torch.AcceleratorError: The GPU's context is lost, and every later step would fail as well.
         """
-        started = time.monotonic()
-        plan = self.scheduler.schedule()
+        before = self._meter.seconds
+        with self._meter.phase("schedule"):
+            plan = self.scheduler.schedule()
         if plan is None:
             return StepResult()
         try:
             return self._execute(plan)
         finally:
-            self._step_seconds += time.monotonic() - started
+            self._meter.step(plan, self._meter.seconds - before)
 
     def _execute(self, plan: StepPlan) -> StepResult:
-        outcome = self._transfer(plan)
+        with self._meter.phase("transfer"):
+            outcome = self._transfer(plan)
+        self._meter.transfers(outcome.timings)
         left = self.scheduler.lose(plan, outcome.lost) if outcome.lost else plan
         if left is None:
             return StepResult()
         started = time.monotonic()
         try:
-            sampled = self.runner.execute(left)
+            with self._meter.phase("execute"):
+                sampled = self.runner.execute(left)
         except Exception as error:
             if isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -196,9 +202,10 @@ class EngineCore:
         except BaseException:  # Ctrl-C: what the step was to compute must not be taken for computed
             self.scheduler.fail(left, "interrupted")
             raise
-        self.scheduler.observe(left, time.monotonic() - started, outcome.timings)
-        result = self.scheduler.update(left, sampled)
-        return self._give_up_on_grammars(result) if self.grammars.failures else result
+        with self._meter.phase("update"):
+            self.scheduler.observe(left, time.monotonic() - started, outcome.timings)
+            result = self.scheduler.update(left, sampled)
+            return self._give_up_on_grammars(result) if self.grammars.failures else result
 
     def _give_up_on_grammars(self, result: StepResult) -> StepResult:
         """Ends the requests whose grammars cannot go on: what was sampled for them in this step means nothing."""
@@ -228,7 +235,7 @@ class EngineCore:
 
     def stats(self) -> EngineStats:
         """A snapshot of the state."""
-        return snapshot(self.scheduler, self._step_seconds)
+        return snapshot(self.scheduler, self._meter, self.info.block_bytes)
 
     def check_integrity(self) -> list[str]:
         """Every invariant that does not hold, in words."""

@@ -250,7 +250,7 @@ class EngineStats(msgspec.Struct, frozen=True):
         blocks: Per tier that there is ("device", "host", "disk").
         blocks_shared: Blocks with more than one owner. blocks_saved: blocks that sharing spares right now.
         blocks_by_tenant: Used and pinned device blocks.
-        slots_filled: Token slots holding KV inside used blocks.
+        slots_used, slots_filled: Token slots in used blocks, and those of them that hold KV.
         steps, step_seconds: Steps executed, and the time spent in them.
         phase_seconds: The latter by phase: schedule, transfer, execute, update.
         histograms: Distributions: step_seconds, step_tokens and step_sequences of steps; and of device blocks, in
@@ -281,6 +281,7 @@ class EngineStats(msgspec.Struct, frozen=True):
     blocks_shared: int = 0
     blocks_saved: int = 0
     blocks_by_tenant: dict[str, int] = {}
+    slots_used: int = 0
     slots_filled: int = 0
     steps: int = 0
     step_seconds: float = 0.0
@@ -331,7 +332,7 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
         model_name: Name or path the operator gave. vocab_size: token ids lie in ``[0, vocab_size)``.
         hidden_size: Numbers in a token's hidden state, and in an embedding.
         max_model_len: Longest prompt + output, in tokens. eos_token_ids: the model's end-of-sequence tokens.
-        block_size, num_blocks: Shape of the KV pool. max_num_seqs: the largest batch.
+        block_size, num_blocks: Shape of the KV pool. max_num_seqs: the largest batch. block_bytes: of one block.
         device, dtype, attention_backend: What ``auto`` came to mean.
         report: Start-up report, line by line.
     """
@@ -348,6 +349,7 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
     dtype: str
     attention_backend: str
     report: list[str]
+    block_bytes: int = 0
 
 
 class StartFailed(msgspec.Struct, frozen=True, tag="failed"):

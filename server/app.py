@@ -62,6 +62,7 @@ def build_app(
     model_name: str,
     lifecycle: Lifecycle | None = None,
     keys: Keys | None = None,
+    metrics: Metrics | None = None,
 ) -> FastAPI:
     """Builds the application.
 
@@ -72,10 +73,11 @@ def build_app(
         model_name: The name that clients use for the model.
         lifecycle: Shared with whoever stops the server; by default the app's own.
         keys: The API keys that ``config`` names; None for a server that is open.
+        metrics: Where everything is counted; by default the app's own.
     """
     assert keys is not None or config.api_keys is None, "there are API keys, and nobody has read them"
-    metrics = Metrics(client)
     lifecycle = lifecycle or Lifecycle(config.max_open_requests)
+    metrics = metrics or Metrics(client, lifecycle, model_name, config.metrics_compat)
     tools = tool_support(config.tool_format, tokenizer.chat_template)
     open_requests = OpenRequests(client, lifecycle)
     service = Service(client, tokenizer, model_name, metrics, lifecycle, tools, open_requests)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from octavo.engine.detokenizer import IncrementalDetokenizer
 from octavo.engine.messages import TOKEN_BYTES, AddRequest, SequenceDelta, TokenLogprob, unpacked
 from octavo.errors import RequestFailedError
-from octavo.server.metrics import RequestTimer
 from octavo.server.open_requests import OpenRequests
+from octavo.server.request_timer import RequestTimer
 from octavo.server.responses import PromptTokensDetails, Usage
 from octavo.server.streaming import merge
 
@@ -85,25 +85,26 @@ class Generation:
     async def run(self, client: EngineClient) -> AsyncGenerator[Piece, None]:
         """Generates. Closing the iterator, or a stop string in every sequence, aborts the request in the engine."""
         running = set(range(len(self._sequences)))
-        async with aclosing(client.generate(self.request)) as deltas:
-            async for delta in deltas:
-                if delta.index not in running and delta.finish_reason != "error":  # which is the whole request's
-                    continue
-                piece = self._take(delta)
-                if piece.finish_reason is not None:
-                    running.remove(delta.index)
-                    if delta.finish_reason is None:  # a stop string, which the engine knows nothing of
-                        client.end_sequence(self.request.request_id, delta.index)
-                yield piece
-                if not running:
-                    break
-        self._timer.finished()
+        with self._timer as timer:
+            async with aclosing(client.generate(self.request)) as deltas:
+                async for delta in deltas:
+                    if delta.index not in running and delta.finish_reason != "error":  # which is the whole request's
+                        continue
+                    piece = self._take(delta)
+                    if piece.finish_reason is not None:
+                        running.remove(delta.index)
+                        if delta.finish_reason is None:  # a stop string, which the engine knows nothing of
+                            client.end_sequence(self.request.request_id, delta.index)
+                    if not running:
+                        timer.finished(piece.finish_reason or "stop")
+                    yield piece
+                    if not running:
+                        break
 
     def _take(self, delta: SequenceDelta) -> Piece:
         if delta.finish_reason in ("error", "abort"):
             raise RequestFailedError(delta.error or "the request was aborted")
-        if delta.token_ids:
-            self._timer.tokens(delta.index, len(delta.token_ids))
+        self._timer.take(delta)
         self.cached_tokens = max(self.cached_tokens, delta.cached_tokens)
         self.prompt_logprobs |= delta.prompt_logprobs
         if self._prompt_only:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from octavo.config import DEFAULT_TENANT
@@ -36,6 +36,11 @@ class Lifecycle:
     def open_requests(self) -> int:
         """Requests that hold, or wait for, a place in the engine."""
         return self._open.total()
+
+    @property
+    def open_by_tenant(self) -> Mapping[str, int]:
+        """The same by tenant; those that have had any since the start."""
+        return dict(self._open)
 
     @property
     def stopping(self) -> bool:

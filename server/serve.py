@@ -14,7 +14,7 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,8 @@ from octavo.server.hosts import check_exposure
 from octavo.server.keys import ENVIRONMENT_VARIABLE, Keys, read_keys
 from octavo.server.lifecycle import Lifecycle
 from octavo.server.limits import KEEP_ALIVE_SECONDS, MAX_CONNECTIONS
+from octavo.server.loop_lag import watch_loop
+from octavo.server.metrics import Metrics
 from octavo.server.tls import check_certificate
 
 if TYPE_CHECKING:
@@ -62,11 +64,12 @@ def serve(engine_config: EngineConfig, config: ServerConfig, narrator: Narrator)
         client = ProcessEngineClient(engine_config, model)
         lifecycle = Lifecycle(config.max_open_requests)
         name = config.served_model_name or model.name
-        app = build_app(client, tokenizer, config, model_name=name, lifecycle=lifecycle, keys=keys)
+        metrics = Metrics(client, lifecycle, name, config.metrics_compat)
+        app = build_app(client, tokenizer, config, model_name=name, lifecycle=lifecycle, keys=keys, metrics=metrics)
         uvicorn_config = http_config(app, config.tls_cert, config.tls_key)
         with asyncio.Runner(loop_factory=uvicorn_config.get_loop_factory()) as runner:
             http = HttpServer(uvicorn_config)
-            server = Server(http, client, lifecycle, config.shutdown_timeout, narrator, name, keys)
+            server = Server(http, client, lifecycle, config.shutdown_timeout, narrator, name, keys, metrics)
             return runner.run(server.run(listener))
 
 
@@ -120,6 +123,7 @@ class Server:
     narrator: Narrator
     model_name: str
     keys: Keys | None = None
+    metrics: Metrics | None = None
 
     async def run(self, listener: socket.socket) -> int:
         """Serves until asked to stop, drains, and returns the exit status.
@@ -132,9 +136,10 @@ class Server:
             loop.add_signal_handler(number, self.lifecycle.stop)
         serving = asyncio.create_task(self.http.serve(sockets=[listener]))
         try:
-            if await self._start_engine(address_of(listener, "https" if self.http.config.is_ssl else "http")):
-                await self.lifecycle.stop_requested()
-                await self._drain()
+            async with self._watched():
+                if await self._start_engine(address_of(listener, "https" if self.http.config.is_ssl else "http")):
+                    await self.lifecycle.stop_requested()
+                    await self._drain()
         finally:
             # Streams that are still open now end with an error event instead of silence.
             await self.client.close()
@@ -159,6 +164,18 @@ class Server:
         report = [*info.report, f"access       {_who(self.keys)}"]
         self.narrator.ready(report, address, self.model_name, needs_key=self.keys is not None)
         return True
+
+    @contextlib.asynccontextmanager
+    async def _watched(self) -> AsyncIterator[None]:
+        """Measures how late the event loop is, for as long as the block lasts."""
+        if self.metrics is None:
+            yield
+            return
+        watching = asyncio.create_task(watch_loop(self.metrics.loop_lag), name="event loop lag")
+        try:
+            yield
+        finally:
+            watching.cancel()
 
     async def _drain(self) -> None:
         count = self.lifecycle.open_requests

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from octavo.engine.detokenizer import IncrementalDetokenizer
-from octavo.engine.messages import AddRequest, EngineInfo, packed
+from octavo.engine.messages import TOKEN_BYTES, AddRequest, EngineInfo, packed
 from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import EngineUnavailableError, InvalidRequestError, NeverFitsError, NotFoundError
 from octavo.scheduler.sampling import SamplingParams
@@ -21,7 +21,7 @@ from octavo.server.generation import Batch, Generation
 from octavo.server.keys import Identity
 from octavo.server.lifecycle import Lifecycle
 from octavo.server.limits import INLINE_BYTES
-from octavo.server.metrics import Metrics, RequestTimer
+from octavo.server.metrics import Metrics
 from octavo.server.open_requests import OpenRequests
 from octavo.server.protocol import (
     ChatMessage,
@@ -32,6 +32,7 @@ from octavo.server.protocol import (
     Request,
     TokenizeRequest,
 )
+from octavo.server.request_timer import RequestTimer
 from octavo.server.structured import grammar_of, text_size
 from octavo.server.tools.formats import ToolSupport
 from octavo.server.tools.use import ToolUse
@@ -294,7 +295,7 @@ class Service:
             keep_stop_token=body.include_stop_str_in_output,
             own_stops=frozenset(info.eos_token_ids),
             prompt_only=body.prompt_only,
-            timer=RequestTimer(self.metrics, body.arrival),
+            timer=RequestTimer(self.metrics, request.tenant, len(request.prompt) // TOKEN_BYTES, body.arrival),
         )
 
     def _check_text_length(self, text: str, max_model_len: int, param: str = "prompt") -> None:

@@ -465,6 +465,11 @@ class ServerConfig:
     public_metrics: bool = option(
         False, "answer /metrics without an API key; otherwise it needs one that is marked admin"
     )
+    metrics_compat: str = option(
+        "none",
+        "whose names for metrics to export on top of Octavo's own, for gateways that know only those",
+        choices=("none", "vllm"),
+    )
     tokenizer_info: bool = option(
         False,
         "answer /tokenizer_info, which tells the whole chat template; off by default, since a template may hold "

@@ -180,7 +180,7 @@ def test_ended_sequences_free_their_blocks_and_their_siblings_go_on(load: Load) 
     core.end_sequence(0, 1)  # unknown by now
     finished = [end for _ in range(30) for end in core.step().finished]
     assert [(split_stream(end.stream), str(end.reason)) for end in finished] == [((0, 0), "length")]
-    assert core.stats().finished == {"stop": 1, "length": 1}
+    assert core.stats().finished == {"stop": 1, "length": 1, "abort": 0, "error": 0}
     assert core.stats().device.used == 0
 
 
