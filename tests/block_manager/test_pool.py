@@ -10,7 +10,8 @@ import pytest
 from blocks import Tokens, count_operations, interpret
 from factories import forget_idle
 
-from octavo.block_manager.pool import BlockCounts, BlockPool, ids
+from octavo.block_manager.loops import SPAN_BOUNDS
+from octavo.block_manager.pool import BlockAge, BlockCounts, BlockPool, ids
 from octavo.block_manager.prefix_cache import PrefixCache
 
 Pool = BlockPool[PrefixCache]
@@ -212,6 +213,43 @@ def test_forgetting_a_used_block_leaves_its_owner_alone() -> None:
     assert pool.counts == BlockCounts(total=4, used=1, cached=3, free=0)
     pool.release((3,))
     assert pool.counts == BlockCounts(total=4, used=0, cached=3, free=1)
+
+
+def test_how_old_a_block_is_and_how_long_blocks_lived() -> None:
+    now = 100.0
+    pool = BlockPool(2, PrefixCache(2, BLOCK_SIZE), clock=lambda: now)
+    block = pool.take()
+    index(pool, block)
+    now = 103.0
+    pool.release((block,))
+    assert pool.age_of(block) == BlockAge(3.0, 0.0, 0)
+    now = 105.0
+    pool.share((block,))
+    pool.share((block,))
+    assert pool.age_of(block) == BlockAge(5.0, None, 2)
+    pool.release((block, block))
+    now = 109.0
+    assert pool.age_of(block) == BlockAge(9.0, 4.0, 2)
+    pool.release((pool.take(),))  # the other one, which held nothing, for no time at all
+    assert pool.age_of(3 - block) == BlockAge(None, None, 0)
+    pool.take_many(2)  # evicts
+    assert pool.age_of(block) == BlockAge(0.0, None, 0)
+    spans = pool.span_counts()
+    assert {name: (sum(counts), total) for name, (counts, total) in spans.items()} == {
+        "block_lifetime": (2, 9.0),
+        "block_idle": (1, 4.0),
+        "block_reuse_gap": (1, 2.0),
+    }
+    assert spans["block_idle"][0][SPAN_BOUNDS.index(5_000)] == 1
+    assert spans["block_reuse_gap"][0][SPAN_BOUNDS.index(5_000)] == 1
+
+
+def test_ages_outlast_the_wrapping_of_milliseconds() -> None:
+    now = 2**32 / 1000 - 1.0
+    pool = BlockPool(1, PrefixCache(1, BLOCK_SIZE), clock=lambda: now)
+    block = pool.take()
+    now += 3.0
+    assert pool.age_of(block).taken == pytest.approx(3.0, abs=0.002)
 
 
 def test_all_idle_content_can_be_forgotten_at_once() -> None:
