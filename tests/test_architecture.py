@@ -91,7 +91,8 @@ def test_package_folders_are_relative_links(folder: str) -> None:
         ("octavo.block_manager.manager", ("torch", "transformers")),
         ("octavo.scheduler.scheduler", ("torch", "transformers")),
         (
-            "octavo.server.commands.serve, octavo.server.commands.chat, octavo.server.commands.doctor",
+            "octavo.server.commands.serve, octavo.server.commands.chat, octavo.server.commands.doctor, "
+            "octavo.server.commands.top",
             ("torch", "transformers", "numba"),
         ),
         (
