@@ -219,7 +219,7 @@ class _Telling:
         since = last[0].at if last and last[0].reason == view.reason else None
         return Wait(
             reason=view.reason,
-            text=self._waits_now(view),
+            text=f"waits: {self._why_now(view)}",
             short=view.short,
             behind=self._audience.party(view.behind),
             sequence=view.index,
@@ -242,7 +242,7 @@ class _Telling:
     def summary(self) -> str:
         story, parts = self._story, []
         if story.wait is not None:
-            parts.append(self._waits_now(story.wait))
+            parts.append(self._why_now(story.wait))
         first = _first(story.events, "admitted")
         if first is not None:
             parts.append(f"let in after {sentences.duration(first.at)}")
@@ -259,9 +259,8 @@ class _Telling:
         state = f"{story.state} {'after' if self._over else 'for'} {sentences.duration(story.seconds)}"
         return f"{state}: {'; '.join(parts)}" if parts else state
 
-    def _waits_now(self, view: WaitingView) -> str:
-        behind = self._audience.words(view.behind)
-        return f"waits: {sentences.wait(view.reason, view.short, behind, over=False)}"
+    def _why_now(self, view: WaitingView) -> str:
+        return sentences.wait(view.reason, view.short, self._audience.words(view.behind), over=False)
 
     def _text(self, position: int) -> str:
         event = self._story.events[position]

@@ -150,7 +150,7 @@ def test_what_is_not_over_is_told_as_it_stands() -> None:
         0.2,
         0.3,
     )
-    assert told.summary == "waiting for 0.50 s: waits: 1 block is missing, behind request chatcmpl-7"
+    assert told.summary == "waiting for 0.50 s: 1 block is missing, behind request chatcmpl-7"
     unheard = account(story(state="waiting", wait=waiting), Reader()).wait
     assert unheard is not None
     assert (unheard.at, unheard.seconds) == (None, None)

@@ -155,7 +155,7 @@ async def test_a_request_is_told_while_it_is_open_and_after(http: httpx.AsyncCli
     assert told["id"].startswith("chatcmpl-")
     assert (told["object"], told["model"], told["state"], told["seconds"]) == ("request", "tiny", "waiting", 1.5)
     assert (told["prompt_tokens"], told["cached_tokens"], "tenant" in told) == (9, 4, False)
-    assert told["summary"] == "waiting for 1.50 s: waits: 4 blocks are missing"
+    assert told["summary"] == "waiting for 1.50 s: 4 blocks are missing"
     assert told["prompts"][0]["wait"]["reason"] == "blocks"
     assert (await tell(http, told["id"])).json() == told
     assert (await tell(http, "mine", ADMIN)).json() == {**told, "tenant": "ada"}
