@@ -18,6 +18,7 @@ from octavo.config import ServerConfig
 from octavo.engine.tokenizer import Tokenizer
 from octavo.server.auth import METRICS, PUBLIC, Authenticator
 from octavo.server.errors import error_response
+from octavo.server.explainer import Explainer
 from octavo.server.hosts import HostGuard, names_of
 from octavo.server.keys import Keys
 from octavo.server.lifecycle import Lifecycle
@@ -80,7 +81,8 @@ def build_app(
     metrics = metrics or Metrics(client, lifecycle, model_name, config.metrics_compat)
     tools = tool_support(config.tool_format, tokenizer.chat_template)
     open_requests = OpenRequests(client, lifecycle)
-    service = Service(client, tokenizer, model_name, metrics, lifecycle, tools, open_requests)
+    explainer = Explainer(client, open_requests, one_tenant=keys is None)
+    service = Service(client, tokenizer, model_name, metrics, lifecycle, tools, open_requests, explainer)
     app = FastAPI(
         title="Octavo",
         # Their pages load scripts from elsewhere; the schema itself stays at /openapi.json.

@@ -2,6 +2,7 @@
 
     octavo serve [MODEL] [options]      serves a model over HTTP
     octavo chat [PROMPT] [options]      talks to a served model
+    octavo top [options]                shows a server's pool, its requests and why they wait
     octavo doctor [MODEL] [options]     says whether and how `octavo serve` would work here
     octavo key [--tenant NAME]          makes an API key
     octavo --version
@@ -27,13 +28,14 @@ from octavo.server.options import hint
 SETUP_ERROR = 1
 BROKEN_PIPE = 128 + 13
 
-COMMANDS = ("serve", "chat", "doctor", "key")
+COMMANDS = ("serve", "chat", "top", "doctor", "key")
 _NAMES = ", ".join(COMMANDS)
 
 _HELP = """\
 commands:
   serve    serve a model over HTTP
   chat     talk to a served model, here in the terminal
+  top      show a server's pool, its requests and why they wait
   doctor   say whether and how `octavo serve` would work on this machine
   key      make an API key
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from msgspec import UNSET
+
 from octavo.engine.detokenizer import IncrementalDetokenizer
 from octavo.engine.messages import TOKEN_BYTES, AddRequest, SequenceDelta, TokenLogprob, unpacked
 from octavo.errors import RequestFailedError
+from octavo.server.explain import Explanation, Unexplained
 from octavo.server.open_requests import OpenRequests
 from octavo.server.request_timer import RequestTimer
-from octavo.server.responses import PromptTokensDetails, Usage
+from octavo.server.responses import PromptTokensDetails, Told, Usage
 from octavo.server.streaming import merge
 
 if TYPE_CHECKING:
@@ -138,16 +141,24 @@ class Batch:
         generations: One for each prompt, all with the same n.
         client: The engine.
         open_requests: Where the batch is listed while it runs.
+        explain: Tells what happened to it; None if nobody asks.
 
     Attributes:
         names: Under which it can be aborted while it runs.
     """
 
-    def __init__(self, generations: Sequence[Generation], client: EngineClient, open_requests: OpenRequests) -> None:
+    def __init__(
+        self,
+        generations: Sequence[Generation],
+        client: EngineClient,
+        open_requests: OpenRequests,
+        explain: Callable[[], Awaitable[Explanation | Unexplained]] | None = None,
+    ) -> None:
         self.generations = generations
         self.names: tuple[str, ...] = ()
         self._client = client
         self._open_requests = open_requests
+        self._explain = explain
 
     @property
     def n(self) -> int:
@@ -188,6 +199,10 @@ class Batch:
             async for piece in stream:
                 pieces[piece.index].append(piece)
         return [_joined(parts) for parts in pieces]
+
+    async def explanation(self) -> Told:
+        """What happened to it, once it has ended, if its client has asked for that."""
+        return UNSET if self._explain is None else await self._explain()
 
     def usage(self) -> Usage:
         """Tokens so far."""

@@ -33,6 +33,9 @@ MAX_METADATA_KEY_CHARS: Final = 64
 MAX_METADATA_VALUE_CHARS: Final = 512
 MAX_STORED_RESPONSES: Final = 1024  # of each tenant, as the next one
 MAX_STORED_BYTES: Final = 32 * 1024 * 1024
+MAX_ENDED_REQUESTS: Final = 4096  # of the engine, by whose names their ends are found; it knows the stories of fewer
+MAX_EXPLAINED: Final = 32  # prompts of one request whose stories are told
+MAX_LISTED_REQUESTS: Final = 256
 
 INLINE_BYTES: Final = 8 * 1024  # larger inputs are parsed, templated and tokenized off the event loop
 HEARTBEAT_SECONDS: Final = 15.0  # a silent stream sends a comment this often

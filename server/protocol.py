@@ -138,6 +138,22 @@ def _is_inert(value: object, inert: tuple[object, ...]) -> bool:
     return any(type(value) is type(other) and value == other for other in inert)
 
 
+class OctavoOptions(_Strict):
+    """``octavo``: what is asked of Octavo itself. What it does not know there is refused by name."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    explain: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, value: object) -> object:
+        if isinstance(value, dict) and (unknown := sorted(value.keys() - cls.model_fields.keys())):
+            named = ", ".join(shortened(name) for name in unknown[:10])
+            raise fault(f"there is no {named} in it; accepted is {', '.join(cls.model_fields)}")
+        return value
+
+
 class StreamOptions(_Strict):
     """``stream_options``."""
 
@@ -201,6 +217,7 @@ class GenerationRequest(ModelRequest):
     include_stop_str_in_output: bool = False
     prompt_cache_retention: RetentionField = None
     return_token_ids: bool | None = None
+    octavo: OctavoOptions | None = None
 
     @property
     def prompt_only(self) -> bool:

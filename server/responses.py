@@ -8,7 +8,11 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
+from octavo.server.explain import Account, Explanation, Unexplained
 from octavo.server.logprobs import ChatLogprobs, CompletionLogprobs, PromptLogprob
+
+# In an answer, what happened to it, if it was asked to tell.
+Told = Explanation | Unexplained | UnsetType
 
 
 def json_response(data: msgspec.Struct | dict[str, Any], status: int = 200) -> Response:
@@ -53,6 +57,7 @@ class Completion(msgspec.Struct, frozen=True):
     choices: list[CompletionChoice]
     object: Literal["text_completion"] = "text_completion"
     usage: Usage | UnsetType | None = UNSET
+    octavo: Told = UNSET
 
 
 class Function(msgspec.Struct, frozen=True):
@@ -110,6 +115,7 @@ class ChatCompletion(msgspec.Struct, frozen=True):
     object: Literal["chat.completion"] = "chat.completion"
     prompt_token_ids: list[int] | UnsetType = UNSET
     prompt_logprobs: list[dict[int, PromptLogprob] | None] | UnsetType = UNSET
+    octavo: Told = UNSET
 
 
 class Delta(msgspec.Struct, frozen=True):
@@ -141,6 +147,7 @@ class ChatCompletionChunk(msgspec.Struct, frozen=True):
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     usage: Usage | UnsetType | None = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
+    octavo: Told = UNSET
 
 
 class ModelCard(msgspec.Struct, frozen=True):
@@ -216,6 +223,46 @@ class Ended(msgspec.Struct, frozen=True):
     id: str
     object: Literal["cache.pin", "request"]
     deleted: Literal[True] = True
+
+
+class RequestCard(msgspec.Struct, frozen=True):
+    """One entry of ``GET /v1/requests``; ``tenant`` is told to administrators. ``age`` is in seconds."""
+
+    id: str
+    age: float
+    prompts: int
+    tenant: str | UnsetType = UNSET
+    object: Literal["request"] = "request"
+
+
+class RequestList(msgspec.Struct, frozen=True):
+    """The answer to ``GET /v1/requests``: the first so many, and how many there are."""
+
+    data: list[RequestCard]
+    total: int
+    object: Literal["list"] = "list"
+
+
+class RequestStory(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to ``GET /v1/requests/{id}``: what has happened to a request, prompt by prompt.
+
+    Attributes:
+        state: "arriving", "waiting", "swapped", "preempted", "running" or "finished"; of several prompts that of the
+            one furthest behind. seconds: since it arrived, or until it ended.
+        left_out: Prompts that are not told of.
+    """
+
+    id: str
+    model: str
+    tenant: str | UnsetType = UNSET
+    state: str
+    seconds: float
+    prompt_tokens: int
+    cached_tokens: int
+    summary: str
+    prompts: list[Account]
+    left_out: int
+    object: Literal["request"] = "request"
 
 
 class Text(msgspec.Struct, frozen=True):

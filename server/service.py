@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +16,8 @@ from octavo.engine.messages import TOKEN_BYTES, AddRequest, EngineInfo, packed
 from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import EngineUnavailableError, InvalidRequestError, NeverFitsError, NotFoundError
 from octavo.scheduler.sampling import SamplingParams
+from octavo.server.explain import Explanation, Unexplained
+from octavo.server.explainer import Explainer
 from octavo.server.fields import Prompt
 from octavo.server.generation import Batch, Generation
 from octavo.server.keys import Identity
@@ -57,6 +59,7 @@ class Service:
         lifecycle: Whether new work is taken.
         tools: How tools work with this model.
         open_requests: What is being worked at.
+        explainer: Tells what happened to it.
         created: When the server started, in Unix seconds.
     """
 
@@ -67,6 +70,7 @@ class Service:
     lifecycle: Lifecycle
     tools: ToolSupport
     open_requests: OpenRequests
+    explainer: Explainer
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -240,7 +244,15 @@ class Service:
             _check_ids([token], info.vocab_size, name)
         requests = self.requests(body, prompts, sampling, identity, pin_ttl=body.prompt_cache_retention)
         generations = [self._generation(body, request, kept, info) for request in requests]
-        return Batch(generations, self.client, self.open_requests)
+        return Batch(generations, self.client, self.open_requests, self._explain(body, requests, identity))
+
+    def _explain(
+        self, body: GenerationRequest, requests: Sequence[AddRequest], identity: Identity
+    ) -> Callable[[], Awaitable[Explanation | Unexplained]] | None:
+        """What tells what happened to these, if their client has asked for that."""
+        if body.octavo is None or not body.octavo.explain:
+            return None
+        return partial(self.explainer.explain, [request.request_id for request in requests], identity)
 
     def requests(
         self,

@@ -35,6 +35,7 @@ FRONT_END_MAY_IMPORT = {
     "octavo.engine.messages",
     "octavo.engine.prepare",
     "octavo.engine.tokenizer",
+    "octavo.engine.views",
     "octavo.scheduler.sampling",
 }
 
@@ -90,7 +91,8 @@ def test_package_folders_are_relative_links(folder: str) -> None:
         ("octavo.block_manager.manager", ("torch", "transformers")),
         ("octavo.scheduler.scheduler", ("torch", "transformers")),
         (
-            "octavo.server.commands.serve, octavo.server.commands.chat, octavo.server.commands.doctor",
+            "octavo.server.commands.serve, octavo.server.commands.chat, octavo.server.commands.doctor, "
+            "octavo.server.commands.top",
             ("torch", "transformers", "numba"),
         ),
         (

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 CONNECT_SECONDS = 10.0
 MAX_EVENT_BYTES = 2**20
+EXAMPLE = "http://127.0.0.1:8000/v1"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -77,6 +78,22 @@ class _Cards(BaseModel):
 Body = TypeVar("Body", bound=BaseModel)
 
 
+def open_http(url: str, api_key: str | None, timeout: httpx.Timeout) -> httpx.Client:
+    """What asks a server at an address, with a key if there is one.
+
+    Raises:
+        ChatError: The address or the key cannot be one.
+    """
+    headers = {"authorization": f"Bearer {_checked(api_key.strip())}"} if api_key else {}
+    try:
+        host = httpx.URL(url).host
+        if not url.startswith(("http://", "https://")) or not host:
+            raise ChatError(f"{url!r} is not an address; write it as {EXAMPLE}")
+        return httpx.Client(headers=headers, timeout=timeout, trust_env=host not in _LOOPBACK)  # no proxy leads there
+    except (httpx.InvalidURL, ValueError, ImportError) as error:
+        raise ChatError(f"{url!r} cannot be used: {error}") from error
+
+
 class ChatClient:
     """One endpoint.
 
@@ -89,19 +106,8 @@ class ChatClient:
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
         self.url = url.rstrip("/")
-        headers = {"authorization": f"Bearer {_checked(api_key.strip())}"} if api_key else {}
-        try:
-            host = httpx.URL(self.url).host
-            if not self.url.startswith(("http://", "https://")) or not host:
-                raise ChatError(f"{url!r} is not an address; write it as http://127.0.0.1:8000/v1")
-            self._http = httpx.Client(
-                headers=headers,
-                # An answer may take its time; who waits for it has Ctrl-C.
-                timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
-                trust_env=host not in _LOOPBACK,  # no proxy leads here
-            )
-        except (httpx.InvalidURL, ValueError, ImportError) as error:
-            raise ChatError(f"{url!r} cannot be used: {error}") from error
+        # An answer may take its time; who waits for it has Ctrl-C.
+        self._http = open_http(self.url, api_key, httpx.Timeout(None, connect=CONNECT_SECONDS))
 
     def first_model(self) -> str:
         """The first model that the endpoint offers.

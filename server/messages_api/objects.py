@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET
+
+from octavo.server.responses import Told
 
 
 class TokenCount(msgspec.Struct, frozen=True):
@@ -49,6 +52,7 @@ class Message(msgspec.Struct, frozen=True, tag_field="type", tag="message"):
     stop_reason: str | None = None
     stop_sequence: str | None = None
     role: Literal["assistant"] = "assistant"
+    octavo: Told = UNSET
 
 
 class MessageStart(msgspec.Struct, frozen=True, tag_field="type", tag="message_start"):
@@ -101,6 +105,7 @@ class MessageDelta(msgspec.Struct, frozen=True, tag_field="type", tag="message_d
 
     delta: StopDelta
     usage: MessageUsage
+    octavo: Told = UNSET
 
 
 class MessageStop(msgspec.Struct, frozen=True, tag_field="type", tag="message_stop"):

@@ -10,7 +10,7 @@ from octavo.errors import InvalidRequestError
 from octavo.server.fields import StopField, shortened
 from octavo.server.limits import MAX_MESSAGES
 from octavo.server.messages_api.blocks import chat_messages
-from octavo.server.protocol import ChatCompletionRequest, Request
+from octavo.server.protocol import ChatCompletionRequest, OctavoOptions, Request
 from octavo.server.turn import chat_request
 
 # A model that may think as much as it sees fit may as well not think at all.
@@ -79,6 +79,7 @@ class MessagesRequest(CountTokensRequest):
     top_k: int | None = None
     stop_sequences: StopField = ()
     stream: bool | None = None
+    octavo: OctavoOptions | None = None
 
     def turn(self) -> ChatCompletionRequest:
         """The request as a chat.
@@ -92,4 +93,5 @@ class MessagesRequest(CountTokensRequest):
             top_p=self.top_p,
             top_k=self.top_k,
             stop=list(self.stop_sequences),
+            octavo=self.octavo,
         )

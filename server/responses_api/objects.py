@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET
 
 from octavo.server.logprobs import ChatTokenLogprob
+from octavo.server.responses import Told
 
 
 class OutputText(msgspec.Struct, frozen=True, tag_field="type", tag="output_text"):
@@ -119,6 +121,7 @@ class ResponseObject(msgspec.Struct, frozen=True, kw_only=True):
     reasoning: Reasoning = Reasoning()
     background: bool = False
     object: Literal["response"] = "response"
+    octavo: Told = UNSET
 
 
 class Deleted(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ from octavo.errors import InvalidRequestError
 from octavo.scheduler.sampling import MAX_LOGPROBS
 from octavo.server.fields import fault, shortened
 from octavo.server.limits import MAX_METADATA_KEY_CHARS, MAX_METADATA_PAIRS, MAX_METADATA_VALUE_CHARS
-from octavo.server.protocol import Request
+from octavo.server.protocol import OctavoOptions, Request
 
 LOGPROBS: Final = "message.output_text.logprobs"
 
@@ -57,6 +57,7 @@ class ResponsesRequest(Request):
     include: list[str] | None = None
     metadata: dict[_MetadataKey, _MetadataValue] | None = Field(default=None, max_length=MAX_METADATA_PAIRS)
     user: str | None = None
+    octavo: OctavoOptions | None = None
 
     @property
     def wants_logprobs(self) -> bool:

@@ -19,7 +19,7 @@ from octavo.server.generation import Batch, Piece
 from octavo.server.logprobs import PromptLogprob, prompt_logprobs
 from octavo.server.middleware import request_id_of
 from octavo.server.protocol import GenerationRequest
-from octavo.server.responses import Usage, json_response
+from octavo.server.responses import Told, Usage, json_response
 from octavo.server.streaming import open_stream, unless_disconnected
 
 BodyT = TypeVar("BodyT", bound=GenerationRequest)
@@ -53,8 +53,12 @@ class Answer(ABC, Generic[BodyT, ChoiceT]):
         self.batch.names = (self.id, request_id_of(request))
         if self.body.stream:
             return await open_stream(request.receive, self._stream())
-        pieces = await unless_disconnected(request.receive, self.batch.collect())
-        return json_response(self.whole(pieces))
+        pieces, told = await unless_disconnected(request.receive, self._collect())
+        return json_response(explained(self.whole(pieces), told))
+
+    async def _collect(self) -> tuple[list[Piece], Told]:
+        pieces = await self.batch.collect()
+        return pieces, await self.batch.explanation()
 
     @abstractmethod
     def whole(self, pieces: list[Piece]) -> msgspec.Struct:
@@ -92,10 +96,16 @@ class Answer(ABC, Generic[BodyT, ChoiceT]):
                         yield self.chunk([choice], self._usage_so_far())
                 if (choice := self.delta(piece)) is not None:
                     yield self.chunk([choice], self._usage_so_far())
-        if self._usage_at_end:
-            yield self.chunk([], self.batch.usage())
+        told = await self.batch.explanation()
+        if self._usage_at_end or told is not UNSET:
+            yield explained(self.chunk([], self.batch.usage() if self._usage_at_end else UNSET), told)
 
     def _usage_so_far(self) -> Usage | UnsetType | None:
         if self._usage_always:
             return self.batch.usage()
         return None if self._usage_at_end else UNSET
+
+
+def explained(answer: msgspec.Struct, told: Told) -> msgspec.Struct:
+    """The answer with what happened to it, if that was asked for."""
+    return answer if told is UNSET else msgspec.structs.replace(answer, octavo=told)

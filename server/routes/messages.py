@@ -91,12 +91,13 @@ class _MessageAnswer(PartsAnswer):
                 yield BlockStop(part.index)
 
     def ending(self, last: Piece) -> Iterable[MessageDelta | MessageStop]:
-        yield MessageDelta(StopDelta(*self._stopped_by(last)), self._usage())
+        yield MessageDelta(StopDelta(*self._stopped_by(last)), self._usage(), self.explanation)
         yield MessageStop()
 
     def whole(self, last: Piece) -> Message:
         blocks = [_complete(part) for part in self.parts.all]
-        return Message(self.id, self._model, blocks, self._usage(), *self._stopped_by(last))
+        stopped_by = self._stopped_by(last)
+        return Message(self.id, self._model, blocks, self._usage(), *stopped_by, octavo=self.explanation)
 
     def _stopped_by(self, last: Piece) -> tuple[str, str | None]:
         if isinstance(last.stop_reason, str):

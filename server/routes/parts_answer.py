@@ -9,12 +9,13 @@ from contextlib import aclosing
 
 import msgspec
 from fastapi import Request
+from msgspec import UNSET
 from starlette.responses import Response
 
 from octavo.server.generation import Piece
 from octavo.server.middleware import request_id_of
 from octavo.server.parts import Change, Parts
-from octavo.server.responses import json_response
+from octavo.server.responses import Told, json_response
 from octavo.server.streaming import Dialect, open_stream, unless_disconnected
 from octavo.server.turn import Turn
 
@@ -25,21 +26,30 @@ class PartsAnswer(ABC):
     Args:
         id: The answer's, as its client sees it.
         turn: What was admitted for it: one sequence.
+
+    Attributes:
+        explanation: What happened to it, if its client asks; known at its end.
     """
 
     def __init__(self, id: str, turn: Turn) -> None:
         self.id = id
         self.turn = turn
         self.parts = Parts()
+        self.explanation: Told = UNSET
 
     async def respond(self, request: Request, *, stream: bool) -> Response:
         """Generates, for as long as the client stays."""
         self.turn.batch.names = (self.id, request_id_of(request))
         if stream:
             return await open_stream(request.receive, self._stream(), self.dialect(request))
-        (piece,) = await unless_disconnected(request.receive, self.turn.batch.collect())
+        piece = await unless_disconnected(request.receive, self._collect())
         deque(self.changes(piece), maxlen=0)
         return json_response(self.whole(piece))
+
+    async def _collect(self) -> Piece:
+        (piece,) = await self.turn.batch.collect()
+        self.explanation = await self.turn.batch.explanation()
+        return piece
 
     def changes(self, piece: Piece) -> Iterator[Change]:
         """What a piece changes in the answer's parts."""
@@ -78,5 +88,6 @@ class PartsAnswer(ABC):
                         yield event
                 last = piece
         assert last is not None, "a batch ended without a word"
+        self.explanation = await self.turn.batch.explanation()
         for event in self.ending(last):
             yield event

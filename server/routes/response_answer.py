@@ -115,6 +115,7 @@ class ResponseAnswer(PartsAnswer):
             output=[self._item(part, self._status(part, last)) for part in self.parts.all],
             usage=self._usage(),
             incomplete_details=Incomplete() if cut_off else None,
+            octavo=self.explanation,
         )
         if self._kept is not None:
             self._kept.put(response)

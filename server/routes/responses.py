@@ -85,6 +85,7 @@ async def _turn(
             top_p=body.top_p,
             logprobs=body.wants_logprobs,
             top_logprobs=body.top_logprobs,
+            octavo=body.octavo,
         )
         return await Turn.of(service, chat, use, grammar, identity)
 

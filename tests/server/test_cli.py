@@ -114,7 +114,7 @@ def test_without_options_the_config_classes_know_the_defaults(served: list[tuple
         (["serve", "--config"], "expected one argument"),
         (["serve", "--config", "none.yaml"], "none.yaml: there is no such file"),
         (["sevre"], "there is no command 'sevre'; did you mean serve?"),
-        (["fly"], "try one of serve, chat, doctor, key"),
+        (["fly"], "try one of serve, chat, top, doctor, key"),
         (["--prot", "1"], "unknown option --prot"),
         (["chat", "--modle", "a"], "did you mean --model?"),
         (["chat", "a", "b"], "unexpected argument 'b'"),

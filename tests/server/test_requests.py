@@ -1,4 +1,4 @@
-"""``DELETE /v1/requests/{id}``: ends a running request, once, and only for those who may."""
+"""``/v1/requests``: what is told of requests, and their end, only for those who may."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ import pytest
 from api_keys import ADA, ADMIN, GRACE, bearer, some_keys
 from fake_engine import FakeEngine
 
+from octavo.engine.views import Story, StoryEvent, WaitingView
+from octavo.errors import EngineDeadError, EngineUnavailableError
 from octavo.server.keys import Keys
 from octavo.server.lifecycle import Lifecycle
+from octavo.server.limits import MAX_EXPLAINED, MAX_LISTED_REQUESTS
 
 EventsOf = Callable[[str], list[Any]]
 
@@ -123,3 +126,148 @@ async def test_an_id_that_the_server_gave(http: httpx.AsyncClient, engine: FakeE
     assert (await abort(http, "not well formed!")).status_code == 404
     engine.delay = 0.0
     sent.cancel()
+
+
+# ── what is told ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def a_story(state: str = "running", *events: StoryEvent, **values: Any) -> Story:
+    return Story(0, known=True, state=state, tenant="ada", seconds=1.5, prompt_tokens=9, events=list(events), **values)
+
+
+def story_of(engine: FakeEngine, number: int = -1, state: str = "running", **values: Any) -> None:
+    engine.stories[engine.seen[number].request_id] = a_story(state, **values)
+
+
+async def tell(http: httpx.AsyncClient, id: str, key: str = ADA) -> httpx.Response:
+    return await http.get(f"/v1/requests/{id}", headers=bearer(key))
+
+
+async def test_a_request_is_told_while_it_is_open_and_after(http: httpx.AsyncClient, engine: FakeEngine) -> None:
+    engine.delay = 5.0
+    sent = send(http, "/v1/chat/completions", "mine")
+    await running(engine)
+    arriving = (await tell(http, "mine")).json()
+    assert (arriving["state"], arriving["prompts"], arriving["left_out"]) == ("arriving", [], 1)
+    wait = WaitingView(1, 0, "ada", "waiting", "blocks", 4, 0, 9, 1.5)
+    story_of(engine, state="waiting", wait=wait, cached_tokens=4)
+    told = (await tell(http, "mine")).json()
+    assert told["id"].startswith("chatcmpl-")
+    assert (told["object"], told["model"], told["state"], told["seconds"]) == ("request", "tiny", "waiting", 1.5)
+    assert (told["prompt_tokens"], told["cached_tokens"], "tenant" in told) == (9, 4, False)
+    assert told["summary"] == "waiting for 1.50 s: 4 blocks are missing"
+    assert told["prompts"][0]["wait"]["reason"] == "blocks"
+    assert (await tell(http, told["id"])).json() == told
+    assert (await tell(http, "mine", ADMIN)).json() == {**told, "tenant": "ada"}
+    await abort(http, "mine")
+    await sent
+    story_of(engine, state="finished", wait=None)
+    assert (await tell(http, "mine")).json()["state"] == "finished"
+
+
+@pytest.mark.parametrize("path", BODIES)
+async def test_every_kind_of_request_has_a_story(http: httpx.AsyncClient, engine: FakeEngine, path: str) -> None:
+    assert (await send(http, path, "mine")).is_success
+    for number in range(len(engine.seen)):
+        story_of(engine, number, "finished")
+    assert len((await tell(http, "mine")).json()["prompts"]) == len(engine.seen)
+
+
+async def test_another_tenants_request_is_an_unknown_one(http: httpx.AsyncClient, engine: FakeEngine) -> None:
+    assert (await send(http, "/v1/chat/completions", "mine")).is_success
+    story_of(engine)
+    assert (await tell(http, "mine")).status_code == 200
+    hidden, unknown = await tell(http, "mine", GRACE), await tell(http, "none", GRACE)
+    assert hidden.status_code == unknown.status_code == 404
+    assert hidden.text.replace("mine", "none") == unknown.text
+
+
+async def test_a_lost_story_is_not_found_and_no_engine_is_a_503(
+    http: httpx.AsyncClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (await send(http, "/v1/chat/completions", "mine")).is_success
+    lost = await tell(http, "mine")
+    assert lost.status_code == 404
+    assert "not when the engine restarts" in lost.json()["error"]["message"]
+
+    for error in (EngineUnavailableError("it restarts"), EngineDeadError("it died")):
+
+        async def fail(request_id: str, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(engine, "story", fail)
+        gone = await tell(http, "mine")
+        assert gone.status_code == 503
+        assert "retry-after" in gone.headers
+        assert (await tell(http, "none")).status_code == 404
+
+
+async def test_others_are_named_to_those_who_may_know(http: httpx.AsyncClient, engine: FakeEngine) -> None:
+    for id, key in (("a", ADA), ("b", ADA), ("c", GRACE)):
+        assert (await send(http, "/v1/embeddings", id, key, input="x")).is_success
+
+    def waits(behind: int) -> StoryEvent:
+        return StoryEvent(0.5, "waiting", 0, {"reason": "behind", "short": 0, "behind": behind})
+
+    engine.stories[engine.seen[0].request_id] = a_story("running", *map(waits, (1, 2, 3, 99)))
+    timeline = (await tell(http, "a")).json()["prompts"][0]["timeline"]
+    assert [moment["text"].rpartition(", behind ")[2] for moment in timeline] == [
+        "another sequence of the same request",
+        "request b",
+        "another tenant's request",
+        "a request that is forgotten",
+    ]
+    assert [moment["data"]["behind"]["id"] for moment in timeline] == ["a", "b", None, None]
+    for_admin = (await tell(http, "a", ADMIN)).json()["prompts"][0]["timeline"]
+    assert for_admin[2]["data"]["behind"]["id"] == "c"
+
+
+async def test_what_tells_of_other_tenants_is_for_administrators(http: httpx.AsyncClient, engine: FakeEngine) -> None:
+    assert (await send(http, "/v1/chat/completions", "mine")).is_success
+    queued = StoryEvent(0.0, "queued", 0, {"prompt_tokens": 9, "ahead": 5})
+    engine.stories[engine.seen[0].request_id] = a_story("waiting", queued)
+    for key, words in ((ADA, "arrived with 9 prompt tokens"), (ADMIN, "5 sequences waiting before it")):
+        (moment,) = (await tell(http, "mine", key)).json()["prompts"][0]["timeline"]
+        assert moment["text"].endswith(words)
+
+
+async def test_several_prompts_up_to_a_bound(http: httpx.AsyncClient, engine: FakeEngine) -> None:
+    for count, left_out in ((MAX_EXPLAINED, 0), (MAX_EXPLAINED + 1, 1)):
+        engine.seen.clear()
+        assert (await send(http, "/v1/completions", f"of-{count}", prompt=["x"] * count, n=1)).is_success
+        for number in range(count):
+            story_of(engine, number, "finished" if number else "running")
+        told = (await tell(http, f"of-{count}")).json()
+        assert (len(told["prompts"]), told["left_out"], told["state"]) == (MAX_EXPLAINED, left_out, "running")
+        assert told["summary"].startswith(f"{MAX_EXPLAINED} prompts, 1 running, {MAX_EXPLAINED - 1} finished; ")
+        assert told["prompt_tokens"] == 9 * MAX_EXPLAINED
+
+
+async def test_the_list_is_of_ones_own_and_bounded(http: httpx.AsyncClient, engine: FakeEngine) -> None:
+    assert (await http.get("/v1/requests", headers=bearer(ADA))).json() == {"data": [], "total": 0, "object": "list"}
+    engine.delay = 5.0
+    count = MAX_LISTED_REQUESTS + 1
+    sent = [send(http, "/v1/embeddings", f"a{number}", input="x") for number in range(MAX_LISTED_REQUESTS - 1)]
+    sent.append(send(http, "/v1/completions", "a-last"))
+    await listed(http, ADA, MAX_LISTED_REQUESTS)
+    sent.append(send(http, "/v1/embeddings", "g", GRACE))
+    mine = await listed(http, ADA, MAX_LISTED_REQUESTS)
+    (hers,) = (await listed(http, GRACE, 1))["data"]
+    everybodys = await listed(http, ADMIN, count)
+    assert (len(mine["data"]), mine["total"]) == (MAX_LISTED_REQUESTS, MAX_LISTED_REQUESTS)
+    assert (len(everybodys["data"]), everybodys["total"]) == (MAX_LISTED_REQUESTS, count)
+    assert mine["data"][0].keys() == {"id", "age", "prompts", "object"}
+    assert (mine["data"][0]["id"], mine["data"][-1]["prompts"]) == ("a0", 2)
+    assert (hers["id"], hers["prompts"]) == ("g", 2)
+    assert everybodys["data"][0]["tenant"] == "ada"
+    for task in sent:
+        task.cancel()
+
+
+async def listed(http: httpx.AsyncClient, key: str, total: int) -> Any:
+    """What is listed once so many are open."""
+    while True:
+        told = (await http.get("/v1/requests", headers=bearer(key))).json()
+        if told["total"] == total:
+            return told
+        await asyncio.sleep(0.001)

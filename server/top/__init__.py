@@ -1,0 +1,1 @@
+"""``octavo top``: what a server asks of its pool, in the terminal."""
