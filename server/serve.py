@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import logging
 import os
 import resource
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,7 +28,9 @@ from octavo.server.hosts import check_exposure
 from octavo.server.keys import ENVIRONMENT_VARIABLE, Keys, read_keys
 from octavo.server.lifecycle import Lifecycle
 from octavo.server.limits import KEEP_ALIVE_SECONDS, MAX_CONNECTIONS
+from octavo.server.stats_line import StatsLine
 from octavo.server.tls import check_certificate
+from octavo.server.tracing import Tracing, open_tracing
 
 if TYPE_CHECKING:
     from octavo.engine.client import EngineClient
@@ -42,31 +43,37 @@ def serve(engine_config: EngineConfig, config: ServerConfig, narrator: Narrator)
     """Serves until asked to stop; returns the process's exit status.
 
     Raises:
-        SetupError: The keys or the certificate are no good, the port is taken, or the model cannot be served.
+        SetupError: The keys or the certificate are no good, tracing lacks its packages, the port is taken, or the model
+            cannot be served.
     """
     # Imported here so that a wrong option or a taken port is told at once.
     from octavo.engine.client import ProcessEngineClient
     from octavo.engine.prepare import prepare_model
     from octavo.engine.tokenizer import Tokenizer
 
-    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     keys = _read_keys(engine_config, config)
     check_exposure(config, keys)
     if config.tls_cert and config.tls_key:
         check_certificate(config.tls_cert, config.tls_key)
+    tracing = open_tracing(config.otlp_endpoint) if config.otlp_endpoint is not None else None
     allow_descriptors(2 * MAX_CONNECTIONS)
     with bind(config) as listener:
         with narrator.working(f"looking for {engine_config.model.model}"):
             model = prepare_model(engine_config, narrator.progress)
             tokenizer = Tokenizer(model.folder)
-        client = ProcessEngineClient(engine_config, model)
+        client = ProcessEngineClient(engine_config, model, log_format=config.log_format, log_level=config.log_level)
         lifecycle = Lifecycle(config.max_open_requests)
         name = config.served_model_name or model.name
-        app = build_app(client, tokenizer, config, model_name=name, lifecycle=lifecycle, keys=keys)
+        observers = [tracing.observer(client, name)] if tracing is not None else []
+        app = build_app(client, tokenizer, config, model_name=name, lifecycle=lifecycle, keys=keys, observers=observers)
         uvicorn_config = http_config(app, config.tls_cert, config.tls_key)
         with asyncio.Runner(loop_factory=uvicorn_config.get_loop_factory()) as runner:
             http = HttpServer(uvicorn_config)
-            server = Server(http, client, lifecycle, config.shutdown_timeout, narrator, name, keys)
+            server = Server(
+                *(http, client, lifecycle, config.shutdown_timeout, narrator, name, keys),
+                log_stats_interval=config.log_stats_interval,
+                tracing=tracing,
+            )
             return runner.run(server.run(listener))
 
 
@@ -120,6 +127,8 @@ class Server:
     narrator: Narrator
     model_name: str
     keys: Keys | None = None
+    log_stats_interval: float = 0.0
+    tracing: Tracing | None = None
 
     async def run(self, listener: socket.socket) -> int:
         """Serves until asked to stop, drains, and returns the exit status.
@@ -133,13 +142,16 @@ class Server:
         serving = asyncio.create_task(self.http.serve(sockets=[listener]))
         try:
             if await self._start_engine(address_of(listener, "https" if self.http.config.is_ssl else "http")):
-                await self.lifecycle.stop_requested()
-                await self._drain()
+                async with self._stats_told():
+                    await self.lifecycle.stop_requested()
+                    await self._drain()
         finally:
             # Streams that are still open now end with an error event instead of silence.
             await self.client.close()
             self.http.should_exit = True
             await serving
+            if self.tracing is not None:
+                await self.tracing.close()
         return FORCED_EXIT if self.lifecycle.forced else 0
 
     async def _start_engine(self, address: str) -> bool:
@@ -159,6 +171,19 @@ class Server:
         report = [*info.report, f"access       {_who(self.keys)}"]
         self.narrator.ready(report, address, self.model_name, needs_key=self.keys is not None)
         return True
+
+    @contextlib.asynccontextmanager
+    async def _stats_told(self) -> AsyncIterator[None]:
+        """Logs the engine's state now and then, for as long as the block lasts."""
+        if not self.log_stats_interval:
+            yield
+            return
+        telling = asyncio.create_task(StatsLine(self.client).run(self.log_stats_interval), name="stats line")
+        try:
+            yield
+        finally:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
 
     async def _drain(self) -> None:
         count = self.lifecycle.open_requests
