@@ -4,12 +4,13 @@ Names are those of OpenTelemetry's semantic conventions for generative AI; Octav
 is made when its request has ended, with the times of then, so that a request itself does nothing for it. What goes
 wrong here costs spans and nothing else: everything on the way to the collector is bounded, and dropped when it is full.
 
-OpenTelemetry's packages are imported when tracing is turned on, and not before.
+OpenTelemetry's SDK and exporter are imported when tracing is turned on, and not before.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import Iterator, Mapping
@@ -117,7 +118,8 @@ class Tracing:
 
         def shut_down() -> None:
             self._provider.shutdown()
-            loop.call_soon_threadsafe(done.set)
+            with contextlib.suppress(RuntimeError):  # nobody waits any more
+                loop.call_soon_threadsafe(done.set)
 
         # Of its own: the loop would wait for the threads of its pool, and this one may hang on a collector.
         threading.Thread(target=shut_down, name="last spans", daemon=True).start()
