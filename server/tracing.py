@@ -10,9 +10,7 @@ OpenTelemetry's SDK and exporter are imported when tracing is turned on, and not
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import threading
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
@@ -25,7 +23,6 @@ from octavo.errors import SetupError
 from octavo.server.limits import (
     LAST_SPANS_SECONDS,
     MAX_PENDING_SPANS,
-    MAX_QUEUED_SPANS,
     MAX_TOLD_STORIES,
     STORY_SECONDS,
 )
@@ -66,13 +63,14 @@ def open_tracing(endpoint: str) -> Tracing:
     """
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        from octavo.server.span_queue import SpanQueue
     except ImportError as error:
         raise SetupError(
             f"--otlp-endpoint needs OpenTelemetry's packages ({error}): install them with `pip install octavo[otel]`"
         ) from error
     url = endpoint if urlsplit(endpoint).path.strip("/") else endpoint.rstrip("/") + _DEFAULT_PATH
-    return Tracing(BatchSpanProcessor(OTLPSpanExporter(endpoint=url), max_queue_size=MAX_QUEUED_SPANS))
+    return Tracing(SpanQueue(OTLPSpanExporter(endpoint=url)))
 
 
 class Tracing:
@@ -111,23 +109,10 @@ class Tracing:
         return observe
 
     async def close(self) -> None:
-        """Sends what there is, for at most `LAST_SPANS_SECONDS`."""
+        """Sends what there is; waits for at most `LAST_SPANS_SECONDS` for stories, and as long for the collector."""
         if self._pending:
             await asyncio.wait(self._pending, timeout=LAST_SPANS_SECONDS)
-        done, loop = asyncio.Event(), asyncio.get_running_loop()
-
-        def shut_down() -> None:
-            self._provider.shutdown()
-            with contextlib.suppress(RuntimeError):  # nobody waits any more
-                loop.call_soon_threadsafe(done.set)
-
-        # Of its own: the loop would wait for the threads of its pool, and this one may hang on a collector.
-        threading.Thread(target=shut_down, name="last spans", daemon=True).start()
-        try:
-            async with asyncio.timeout(LAST_SPANS_SECONDS):
-                await done.wait()
-        except TimeoutError:
-            logger.warning("the collector did not take the last spans within %g seconds", LAST_SPANS_SECONDS)
+        await asyncio.to_thread(self._provider.shutdown)
 
     def _begin(self, client: EngineClient, model_name: str, record: RequestRecord, scope: Scope) -> None:
         dropping = len(self._pending) >= MAX_PENDING_SPANS

@@ -48,7 +48,7 @@ def test_every_line_of_both_processes_is_json(tmp_path: Path) -> None:
 
 def test_people_get_lines_from_both(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    with serve(*OPTIONS, log=log) as server:
+    with serve(*OPTIONS, "--otlp-endpoint", "http://127.0.0.1:9", log=log) as server:  # where nobody listens
         ask(server.url)
     text = log.read_text()
     assert re.search(r" INFO engine/octavo\.engine\.process: ready: \S+ on cpu, 256 blocks of 16 tokens\n", text)

@@ -26,10 +26,11 @@ from octavo.engine.messages import SequenceDelta
 from octavo.engine.tokenizer import Tokenizer
 from octavo.engine.views import Story, StoryEvent
 from octavo.errors import EngineDeadError, EngineUnavailableError, QueueFullError, SetupError
+from octavo.server import span_queue
 from octavo.server import tracing as module
 from octavo.server.app import build_app
 from octavo.server.keys import Keys
-from octavo.server.limits import MAX_PENDING_SPANS, MAX_TOLD_STORIES
+from octavo.server.limits import MAX_PENDING_SPANS, MAX_SPANS_AT_ONCE, MAX_TOLD_STORIES
 from octavo.server.request_log import RequestRecord
 from octavo.server.tracing import Tracing, open_tracing
 
@@ -344,7 +345,7 @@ async def test_a_collector_that_is_no_good_breaks_nothing(
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
 ) -> None:
-    monkeypatch.setattr(module, "LAST_SPANS_SECONDS", 0.05)
+    monkeypatch.setattr(span_queue, "LAST_SPANS_SECONDS", 0.05)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.5")
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
     collector = Collector(hangs=True)
@@ -356,7 +357,7 @@ async def test_a_collector_that_is_no_good_breaks_nothing(
     if kind == "it hangs":
         assert "did not take the last spans" in caplog.text
         collector.close()
-    for thread in [running for running in threading.enumerate() if running.name == "last spans"]:
+    for thread in [running for running in threading.enumerate() if running.name == "spans"]:
         await asyncio.to_thread(thread.join, 10)
     logging.getLogger("opentelemetry").setLevel(logging.NOTSET)
 
@@ -373,8 +374,61 @@ async def test_an_exporter_that_raises_breaks_nothing(
     await tracing.close()
 
 
+class Held(SpanExporter):
+    """Takes nothing before it is told to."""
+
+    def __init__(self) -> None:
+        self.busy, self.release = threading.Event(), threading.Event()
+        self.batches: list[int] = []
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.busy.set()
+        self.release.wait(10)
+        self.batches.append(len(spans))
+        return SpanExportResult.SUCCESS
+
+
+def test_a_queue_that_is_full_drops_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    exporter, span = Held(), ReadableSpan("a")
+    queue = span_queue.SpanQueue(exporter, most=3, seconds=0.0)
+    queue.on_end(span)
+    assert exporter.busy.wait(10)
+    for _ in range(5):  # three of which may wait
+        queue.on_end(span)
+    exporter.release.set()
+    queue.shutdown()
+    queue.on_end(span)
+    assert exporter.batches == [1, 3]
+    (told,) = [record for record in caplog.records if "dropped" in record.getMessage()]
+    assert told.__dict__["dropped"] == 2
+
+
+def test_a_large_batch_is_sent_at_once_and_in_parts() -> None:
+    exporter = Held()
+    exporter.release.set()
+    queue = span_queue.SpanQueue(exporter, seconds=1000.0)
+    for _ in range(MAX_SPANS_AT_ONCE - 1):
+        queue.on_end(ReadableSpan("a"))
+    assert not exporter.busy.is_set()
+    for _ in range(2):
+        queue.on_end(ReadableSpan("a"))
+    assert exporter.busy.wait(10)
+    queue.shutdown()
+    assert sum(exporter.batches) == MAX_SPANS_AT_ONCE + 1
+    assert max(exporter.batches) == MAX_SPANS_AT_ONCE
+
+
+def test_no_thread_is_started_in_a_child() -> None:
+    # uvloop runs what was registered for forks, and would start the engine's process no more.
+    tracing = "from octavo.server.tracing import open_tracing; open_tracing('http://127.0.0.1:9')"
+    code = f"import os; os.register_at_fork = lambda **calls: print(calls); {tracing}; print('open'); os._exit(0)"
+    result = subprocess.run([sys.executable, "-uc", code], capture_output=True, text=True, check=True)
+    assert "Batch" not in result.stdout
+    assert "open" in result.stdout
+
+
 def test_without_the_packages_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace.export", None)
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(SetupError, match=r"--otlp-endpoint needs .* `pip install octavo\[otel\]`"):
         open_tracing("http://127.0.0.1:4318")
 
