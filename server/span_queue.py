@@ -1,7 +1,8 @@
 """Between spans that have ended and whoever sends them: a bounded queue, and one thread that empties it in batches.
 
-OpenTelemetry has a processor for this, which starts a thread in every child right after a fork. uvloop forks to start
-the engine's process, which then hangs before it has begun; hence one of our own.
+OpenTelemetry's SDK has processors and providers for this, which want to be told of forks. uvloop forks to start the
+engine's process, runs in the child what was registered for that, and the child then hangs before it has begun. So
+nothing of the SDK that registers anything is used.
 
 Loads OpenTelemetry's SDK: for `octavo.server.tracing` to import when tracing is turned on.
 """
@@ -12,7 +13,7 @@ import logging
 import threading
 from collections import deque
 
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter
 
 from octavo.server.limits import LAST_SPANS_SECONDS, MAX_QUEUED_SPANS, MAX_SPANS_AT_ONCE, SPAN_SECONDS
@@ -20,7 +21,7 @@ from octavo.server.limits import LAST_SPANS_SECONDS, MAX_QUEUED_SPANS, MAX_SPANS
 logger = logging.getLogger(__name__)
 
 
-class SpanQueue(SpanProcessor):
+class SpanQueue:
     """Gives spans to an exporter.
 
     Args:
@@ -41,7 +42,7 @@ class SpanQueue(SpanProcessor):
         self._thread = threading.Thread(target=self._run, name="spans", daemon=True)
         self._thread.start()
 
-    def on_end(self, span: ReadableSpan) -> None:
+    def put(self, span: ReadableSpan) -> None:
         """Takes a span, or drops it. Never waits for the collector."""
         with self._changed:
             if self._closing or len(self._waiting) >= self._most:
@@ -51,7 +52,7 @@ class SpanQueue(SpanProcessor):
             if len(self._waiting) >= MAX_SPANS_AT_ONCE:
                 self._changed.notify()
 
-    def shutdown(self) -> None:
+    def close(self) -> None:
         """Has what waits sent, for at most `LAST_SPANS_SECONDS`."""
         with self._changed:
             self._closing = True
@@ -60,10 +61,6 @@ class SpanQueue(SpanProcessor):
         if self._thread.is_alive():
             logger.warning("the collector did not take the last spans within %g seconds", LAST_SPANS_SECONDS)
         self._exporter.shutdown()
-
-    def force_flush(self, timeout_millis: int | None = None) -> bool:
-        """Nobody asks for it."""
-        return False
 
     def _run(self) -> None:
         while batch := self._next():

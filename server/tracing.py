@@ -29,12 +29,12 @@ from octavo.server.limits import (
 from octavo.server.request_log import RequestRecord
 
 if TYPE_CHECKING:
-    from opentelemetry.context import Context
-    from opentelemetry.sdk.trace import SpanProcessor
+    from opentelemetry.trace import SpanContext
 
     from octavo.engine.client import EngineClient
     from octavo.server.generation import Generation
     from octavo.server.middleware import Observer
+    from octavo.server.span_queue import SpanQueue
 
 logger = logging.getLogger(__name__)
 
@@ -77,20 +77,21 @@ class Tracing:
     """Makes spans of requests that have ended.
 
     Args:
-        processor: Where the spans go.
+        queue: Where the spans go.
     """
 
-    def __init__(self, processor: SpanProcessor) -> None:
+    def __init__(self, queue: SpanQueue) -> None:
         from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+        from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
         release = version("octavo")
-        resource = Resource({"service.name": "octavo", "service.version": release})
         # What the operator has put into OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES comes first.
-        resource = resource.merge(OTELResourceDetector().detect())
-        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._provider.add_span_processor(processor)
-        self._tracer = self._provider.get_tracer("octavo", release)
+        ours = Resource({"service.name": "octavo", "service.version": release})
+        self._resource = ours.merge(OTELResourceDetector().detect())
+        self._scope = InstrumentationScope("octavo", release)
+        self._ids = RandomIdGenerator()
+        self._queue = queue
         self._pending: set[asyncio.Task[None]] = set()
         self._dropping = False
 
@@ -112,7 +113,7 @@ class Tracing:
         """Sends what there is; waits for at most `LAST_SPANS_SECONDS` for stories, and as long for the collector."""
         if self._pending:
             await asyncio.wait(self._pending, timeout=LAST_SPANS_SECONDS)
-        await asyncio.to_thread(self._provider.shutdown)
+        await asyncio.to_thread(self._queue.close)
 
     def _begin(self, client: EngineClient, model_name: str, record: RequestRecord, scope: Scope) -> None:
         dropping = len(self._pending) >= MAX_PENDING_SPANS
@@ -131,24 +132,40 @@ class Tracing:
             logger.exception("a span could not be made")
 
     async def _make_span(self, client: EngineClient, model_name: str, record: RequestRecord, scope: Scope) -> None:
-        from opentelemetry.trace import SpanKind, StatusCode
+        from opentelemetry.sdk.trace import Event, ReadableSpan
+        from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-        span = self._tracer.start_span(
-            f"{_OPERATIONS[record.route]} {model_name}",
-            _parent(scope),
-            SpanKind.SERVER,
-            dict(attributes_of(record, scope, model_name)),
-            start_time=record.began_at,
-        )
-        if not span.is_recording():  # whoever began the trace does not want it
+        parent = _parent(scope)
+        if parent is not None and not parent.trace_flags.sampled:  # whoever began the trace does not want it
             return
         end = _unix(record, record.ended)
-        for number, generation in enumerate(record.batch.generations[:MAX_TOLD_STORIES] if record.batch else ()):
-            for name, at, data in await _events(client, generation):
-                span.add_event(name, {"octavo.prompt": number, **data}, min(_unix(record, at), end))
-        if record.error is not None and (record.status >= 500 or record.status == 200):  # HTTP's: 4xx is no server's
-            span.set_status(StatusCode.ERROR, record.error)
-        span.end(end)
+        events = [
+            Event(name, {"octavo.prompt": number, **data}, min(_unix(record, at), end))
+            for number, generation in enumerate(record.batch.generations[:MAX_TOLD_STORIES] if record.batch else ())
+            for name, at, data in await _events(client, generation)
+        ]
+        # As HTTP's conventions have it: 4xx is no failure of the server's.
+        failed = record.error is not None and (record.status >= 500 or record.status == 200)
+        span = ReadableSpan(
+            f"{_OPERATIONS[record.route]} {model_name}",
+            context=SpanContext(
+                trace_id=self._ids.generate_trace_id() if parent is None else parent.trace_id,
+                span_id=self._ids.generate_span_id(),
+                is_remote=False,
+                trace_flags=TraceFlags(TraceFlags.SAMPLED),
+                trace_state=None if parent is None else parent.trace_state,
+            ),
+            parent=parent,
+            resource=self._resource,
+            attributes=dict(attributes_of(record, scope, model_name)),
+            events=events,
+            kind=SpanKind.SERVER,
+            status=Status(StatusCode.ERROR, record.error) if failed else Status(),
+            start_time=record.began_at,
+            end_time=end,
+            instrumentation_scope=self._scope,
+        )
+        self._queue.put(span)
 
 
 def attributes_of(record: RequestRecord, scope: Scope, model_name: str) -> Iterator[tuple[str, Attribute]]:
@@ -223,17 +240,19 @@ def _flat(data: Mapping[str, Any]) -> Iterator[tuple[str, Attribute]]:
             yield name, value if isinstance(value, bool | int | float) else str(value)
 
 
-def _parent(scope: Scope) -> Context:
+def _parent(scope: Scope) -> SpanContext | None:
     """The span that the client had the request made in, if it says so in one well-formed `traceparent`."""
     from opentelemetry.context import Context
+    from opentelemetry.trace import get_current_span
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     given = [(key, value.decode("latin-1")) for key, value in scope["headers"]]
     parents, states = ([value for key, value in given if key == name] for name in _TRACE_HEADERS)
     if len(parents) != 1:
-        return Context()
+        return None
     carrier = {"traceparent": parents, "tracestate": [",".join(states)] if states else []}
-    return TraceContextTextMapPropagator().extract(carrier, Context())
+    parent = get_current_span(TraceContextTextMapPropagator().extract(carrier, Context())).get_span_context()
+    return parent if parent.is_valid else None
 
 
 def _unix(record: RequestRecord, at: float) -> int:
