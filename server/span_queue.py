@@ -1,8 +1,8 @@
 """Between spans that have ended and whoever sends them: a bounded queue, and one thread that empties it in batches.
 
-OpenTelemetry's SDK has processors and providers for this, which want to be told of forks. uvloop forks to start the
-engine's process, runs in the child what was registered for that, and the child then hangs before it has begun. So
-nothing of the SDK that registers anything is used.
+OpenTelemetry's SDK has processors and providers for this, which start threads in every child right after a fork. uvloop
+forks to start the engine's process, runs what was registered for that, and now and then the child hung there before it
+had begun. So nothing of the SDK that registers anything for forks is used.
 
 Loads OpenTelemetry's SDK: for `octavo.server.tracing` to import when tracing is turned on.
 """
