@@ -174,10 +174,13 @@ class ProcessEngineClient:
 
     Args:
         config: The engine's options. model: the prepared model.
+        log_format, log_level: How the engine's process logs, see `octavo.logs.set_up`.
     """
 
-    def __init__(self, config: EngineConfig, model: PreparedModel) -> None:
-        self._start = Start(to_mapping(config), str(model.folder), model.name)
+    def __init__(
+        self, config: EngineConfig, model: PreparedModel, *, log_format: str = "human", log_level: str = "warning"
+    ) -> None:
+        self._start = Start(to_mapping(config), str(model.folder), model.name, log_format, log_level)
         self._streams: dict[int, RequestStream] = {}
         self._known = KnownRequests()
         self._keys = itertools.count(1)

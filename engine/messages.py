@@ -38,11 +38,14 @@ class Start(msgspec.Struct, frozen=True, tag="start"):
     Attributes:
         options: `octavo.config.to_mapping` of the engine's config.
         folder: The prepared model folder. name: what to call the model.
+        log_format, log_level: As `octavo.logs.set_up` takes them.
     """
 
     options: dict[str, Any]
     folder: str
     name: str
+    log_format: str = "human"
+    log_level: str = "warning"
 
 
 class AddRequest(msgspec.Struct, frozen=True, tag="add"):

@@ -45,10 +45,14 @@ from octavo.engine.messages import (
 from octavo.engine.questions import answer
 from octavo.engine.scores import packed_scores
 from octavo.errors import CapacityError, ClientError, NeverFitsError, SetupError
+from octavo.logs import set_up
 from octavo.scheduler.plan import StepResult
 from octavo.scheduler.sampling import SamplingParams
 
+log = logging.getLogger("octavo.engine.process")  # where this module is run, its own name is __main__
+
 HEARTBEAT_SECONDS = 0.2
+PROCESS = "engine"
 _COMPILE_POLL_MS = 2
 STATS_SECONDS = 0.1
 
@@ -167,7 +171,7 @@ class _Heart(threading.Thread):
 def _rejection(key: int, error: Exception) -> Rejected:
     """Tells why a request or a question came to nothing; what nobody raised on purpose is logged."""
     if not isinstance(error, ClientError | CapacityError):
-        logging.getLogger(__name__).error("message %d could not be handled", key, exc_info=error)
+        log.error("message %d could not be handled", key, exc_info=error)
         return Rejected(key, "RequestFailedError", f"{type(error).__name__}: {error}")
     largest = error.largest if isinstance(error, NeverFitsError) else 0
     param = error.param if isinstance(error, ClientError) else None
@@ -181,12 +185,13 @@ def send(socket: zmq.Socket[bytes], message: FromEngine) -> None:
 
 def main(endpoint: str, parent: int) -> int:
     """Serves one front end; returns the exit status."""
-    logging.basicConfig(format="%(levelname)s engine: %(message)s")
+    set_up("human", "warning", PROCESS)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.PAIR)
     socket.connect(endpoint)
     _Heart(context, endpoint, parent).start()
     start = msgspec.msgpack.decode(socket.recv(), type=Start)
+    set_up(start.log_format, start.log_level, PROCESS)
     try:
         core = _load(start, lambda text: send(socket, LoadProgress(text)))
     except SetupError as error:
@@ -194,6 +199,10 @@ def main(endpoint: str, parent: int) -> int:
         socket.close(linger=1000)
         return 1
     send(socket, core.info)
+    log.info(
+        "ready: %s on %s, %d blocks of %d tokens",
+        *(start.name, core.info.device, core.info.num_blocks, core.info.block_size),
+    )
     EngineLoop(core, socket).run()
     socket.close(linger=0)
     return 0

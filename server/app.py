@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
@@ -23,9 +23,10 @@ from octavo.server.hosts import HostGuard, names_of
 from octavo.server.keys import Keys
 from octavo.server.lifecycle import Lifecycle
 from octavo.server.metrics import Metrics
-from octavo.server.middleware import BodyReader, ErrorBoundary, RequestContext
+from octavo.server.middleware import BodyReader, ErrorBoundary, Observer, RequestContext
 from octavo.server.open_requests import OpenRequests
 from octavo.server.openapi import ERRORS
+from octavo.server.request_log import RequestLog
 from octavo.server.routes.chat import chat_router
 from octavo.server.routes.completions import completions_router
 from octavo.server.routes.embeddings import embeddings_router
@@ -64,6 +65,7 @@ def build_app(
     lifecycle: Lifecycle | None = None,
     keys: Keys | None = None,
     metrics: Metrics | None = None,
+    observers: Sequence[Observer] = (),
 ) -> FastAPI:
     """Builds the application.
 
@@ -75,6 +77,7 @@ def build_app(
         lifecycle: Shared with whoever stops the server; by default the app's own.
         keys: The API keys that ``config`` names; None for a server that is open.
         metrics: Where everything is counted; by default the app's own.
+        observers: Told how requests end, besides the log.
     """
     assert keys is not None or config.api_keys is None, "there are API keys, and nobody has read them"
     lifecycle = lifecycle or Lifecycle(config.max_open_requests)
@@ -92,7 +95,7 @@ def build_app(
         responses=ERRORS,
         exception_handlers={HTTPException: _answer_http, RequestValidationError: _answer},
         middleware=[
-            Middleware(RequestContext, metrics=metrics),
+            Middleware(RequestContext, metrics=metrics, observers=[*_request_log(config), *observers]),
             *_for_browsers(config, keys),
             Middleware(ErrorBoundary),
             Middleware(Authenticator, keys=keys, public=PUBLIC | {METRICS} if config.public_metrics else PUBLIC),
@@ -104,6 +107,11 @@ def build_app(
     if config.tokenizer_info:
         app.include_router(tokenizer_info_router(service))
     return app
+
+
+def _request_log(config: ServerConfig) -> Iterator[Observer]:
+    if config.log_requests:
+        yield RequestLog()
 
 
 def _for_browsers(config: ServerConfig, keys: Keys | None) -> Iterator[Middleware]:

@@ -12,6 +12,7 @@ from octavo.errors import ConfigError
 from octavo.server.options import Option, all_options, hint, sections
 from octavo.server.settings import Settings, read_settings
 
+SETUP_ERROR = 1
 USAGE_ERROR = 2
 INTERRUPTED = 128 + 2
 

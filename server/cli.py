@@ -21,11 +21,10 @@ from importlib.metadata import version
 from typing import NoReturn
 
 from octavo.errors import SetupError
-from octavo.server.arguments import INTERRUPTED, USAGE_ERROR, Parser
+from octavo.server.arguments import INTERRUPTED, SETUP_ERROR, USAGE_ERROR, Parser
 from octavo.server.console import Narrator
 from octavo.server.options import hint
 
-SETUP_ERROR = 1
 BROKEN_PIPE = 128 + 13
 
 COMMANDS = ("serve", "chat", "top", "doctor", "key")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
@@ -10,6 +11,8 @@ from time import monotonic
 from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
+
+logger = logging.getLogger(__name__)
 
 
 class Narrator:
@@ -20,6 +23,11 @@ class Narrator:
         self._err = Console(stderr=True, highlight=False, soft_wrap=True)
         self._status: Status | None = None
         self._began = monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return monotonic() - self._began
 
     @contextmanager
     def working(self, text: str) -> Iterator[None]:
@@ -44,7 +52,7 @@ class Narrator:
         for line in report:
             self._out.print(f"  [dim]{escape(line)}[/dim]")
         body = {"model": model, "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 32}
-        self._out.print(f"[bold green]ready[/] after {monotonic() - self._began:.1f} s at [bold]{address}[/]")
+        self._out.print(f"[bold green]ready[/] after {self.seconds:.1f} s at [bold]{address}[/]")
         self._out.print("\nTry it:\n")
         self._out.print(f"  octavo chat --url {address}/v1\n")
         self._out.print(f"  curl {address}/v1/chat/completions -H 'content-type: application/json' \\")
@@ -59,3 +67,31 @@ class Narrator:
     def failure(self, error: Exception) -> None:
         """Why the server cannot start, for the person who can change it."""
         self._err.print(f"[bold red]error:[/] [red]{escape(str(error))}[/]")
+
+
+class LogNarrator(Narrator):
+    """Tells the same as log records, for logs that nobody but a program reads."""
+
+    @contextmanager
+    def working(self, text: str) -> Iterator[None]:
+        self.progress(text)
+        yield
+
+    def progress(self, text: str) -> None:
+        logger.info("%s", text)
+
+    def ready(self, report: Sequence[str], address: str, model: str, *, needs_key: bool = False) -> None:
+        for line in report:
+            logger.info("%s", line)
+        logger.info("ready", extra={"address": address, "model": model, "seconds": round(self.seconds, 3)})
+
+    def note(self, text: str) -> None:
+        logger.info("%s", text)
+
+    def failure(self, error: Exception) -> None:
+        logger.critical("%s", error)
+
+
+def narrator_of(log_format: str) -> Narrator:
+    """Who tells how the start goes, where the log has this format."""
+    return LogNarrator() if log_format == "json" else Narrator()

@@ -149,7 +149,8 @@ def envelope(error: Exception, scope: Mapping[str, Any]) -> ErrorEnvelope | Anth
 
 
 def error_response(error: Exception, scope: Mapping[str, Any]) -> Response:
-    """The whole HTTP response for an exception."""
+    """The whole HTTP response for an exception, of which the request's record takes note."""
+    note_error(error, scope)
     face = _face(error)
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
     if face.status == HTTPStatus.UNAUTHORIZED:
@@ -161,6 +162,13 @@ def error_response(error: Exception, scope: Mapping[str, Any]) -> Response:
         headers["x-should-retry"] = "false"
     body = msgspec.json.encode(envelope(error, scope))
     return Response(body, face.status, headers, media_type="application/json")
+
+
+def note_error(error: Exception, scope: Mapping[str, Any]) -> None:
+    """Has the request's record, if it has one, say what went wrong: in a word, and not in a client's."""
+    if (record := scope.get("state", {}).get("record")) is not None:
+        told = describe(error)
+        record.error = told.code or told.type
 
 
 def is_internal(error: Exception) -> bool:

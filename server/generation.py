@@ -12,6 +12,7 @@ from msgspec import UNSET
 from octavo.engine.detokenizer import IncrementalDetokenizer
 from octavo.engine.messages import TOKEN_BYTES, AddRequest, SequenceDelta, TokenLogprob, unpacked
 from octavo.errors import RequestFailedError
+from octavo.server.course import Course
 from octavo.server.explain import Explanation, Unexplained
 from octavo.server.open_requests import OpenRequests
 from octavo.server.request_timer import RequestTimer
@@ -58,6 +59,7 @@ class Generation:
         cached_tokens: Prompt tokens whose KV came from the prefix cache.
         completion_tokens: Tokens taken so far, of all sequences.
         prompt_logprobs: Of the prompt's tokens by position, as far as they are known.
+        course: How it went so far.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Generation:
         self.cached_tokens = 0
         self.completion_tokens = 0
         self.prompt_logprobs: dict[int, TokenLogprob] = {}
+        self.course = Course()
         self._sequences = [new_detokenizer() for _ in range(request.sampling.n)]
         self._keep_stop_token = keep_stop_token
         self._own_stops = own_stops
@@ -105,6 +108,7 @@ class Generation:
                         break
 
     def _take(self, delta: SequenceDelta) -> Piece:
+        self.course.note(delta)
         if delta.finish_reason in ("error", "abort"):
             raise RequestFailedError(delta.error or "the request was aborted")
         self._timer.take(delta)
@@ -145,6 +149,7 @@ class Batch:
 
     Attributes:
         names: Under which it can be aborted while it runs.
+        finish_reasons: Choice → why it ended, as clients are told; of those that have.
     """
 
     def __init__(
@@ -156,6 +161,7 @@ class Batch:
     ) -> None:
         self.generations = generations
         self.names: tuple[str, ...] = ()
+        self.finish_reasons: dict[int, str] = {}
         self._client = client
         self._open_requests = open_requests
         self._explain = explain
@@ -185,6 +191,8 @@ class Batch:
             runs = [generation.run(self._client) for generation in self.generations]
             async with aclosing(runs[0] if len(runs) == 1 else self._merged(runs)) as pieces:
                 async for piece in pieces:
+                    if piece.finish_reason is not None:
+                        self.finish_reasons[piece.index] = piece.finish_reason
                     yield piece
 
     async def _merged(self, runs: Sequence[AsyncGenerator[Piece, None]]) -> AsyncGenerator[Piece, None]:

@@ -40,3 +40,12 @@ MAX_LISTED_REQUESTS: Final = 256
 INLINE_BYTES: Final = 8 * 1024  # larger inputs are parsed, templated and tokenized off the event loop
 HEARTBEAT_SECONDS: Final = 15.0  # a silent stream sends a comment this often
 SLOW_READER_SECONDS: Final = 30.0  # a stream that cannot be written to for so long is given up
+
+MAX_IDLE_REQUEST_LINES: Final = 20  # in the log each second, of requests for which nothing was computed
+MAX_PENDING_SPANS: Final = 1024  # of ended requests whose story the engine is being asked for
+MAX_QUEUED_SPANS: Final = 2048  # that wait for the collector
+MAX_SPANS_AT_ONCE: Final = 512  # that the collector gets in one request
+SPAN_SECONDS: Final = 2.0  # that spans are collected before they are sent
+MAX_TOLD_STORIES: Final = 8  # in one span, of a request with many prompts
+STORY_SECONDS: Final = 5.0  # for the engine to tell one
+LAST_SPANS_SECONDS: Final = 3.0  # that stopping waits for the collector

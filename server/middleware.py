@@ -1,8 +1,8 @@
 """Pure ASGI middleware. Starlette's `BaseHTTPMiddleware` would hide disconnects from the routes.
 
-From the outside in: `RequestContext` names and counts, `octavo.server.hosts` and CORS deal with browsers,
-`ErrorBoundary` answers whatever is raised below it, `octavo.server.auth` lets in who may come in, `BodyReader` reads
-the body within its bounds.
+From the outside in: `RequestContext` names, counts and tells of requests, `octavo.server.hosts` and CORS deal with
+browsers, `ErrorBoundary` answers whatever is raised below it, `octavo.server.auth` lets in who may come in,
+`BodyReader` reads the body within its bounds.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 import uuid
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -21,6 +23,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from octavo.server.errors import error_response, is_internal
 from octavo.server.limits import BODY_SECONDS
 from octavo.server.metrics import Metrics
+from octavo.server.request_log import RequestRecord, is_untold
+
+Observer = Callable[[RequestRecord, Scope], None]
 
 logger = logging.getLogger(__name__)
 
@@ -32,18 +37,25 @@ class RequestContext:
     """Gives every response an ``x-request-id``, the client's own if it is well-formed, and counts it.
 
     Anthropic's clients read it as ``request-id``.
+
+    Args:
+        app: What comes next; there `octavo.server.request_log.record_of` answers.
+        metrics: Where responses are counted.
+        observers: Told of every request that has ended, except for those that `is_untold`.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, observers: Sequence[Observer] = ()) -> None:
         self._app = app
         self._metrics = metrics
+        self._observers = observers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         request_id = _request_id(Headers(scope=scope))
-        scope.setdefault("state", {})["request_id"] = request_id
+        record = RequestRecord(request_id)
+        scope.setdefault("state", {}).update(request_id=request_id, record=record)
         status = _CLIENT_LEFT
 
         async def send_named(message: Message) -> None:
@@ -58,6 +70,16 @@ class RequestContext:
             await self._app(scope, receive, send_named)
         finally:
             self._metrics.http_requests.labels(_route(scope), _method(scope), str(status)).inc()
+            record.ended, record.identity = time.monotonic(), scope["state"].get("identity")
+            record.method, record.route, record.status = _method(scope), _route(scope), status
+            self._tell(record, scope)
+
+    def _tell(self, record: RequestRecord, scope: Scope) -> None:
+        for observe in () if is_untold(scope) else self._observers:
+            try:
+                observe(record, scope)
+            except Exception:
+                logger.exception("what became of a request could not be told")
 
 
 def request_id_of(connection: HTTPConnection) -> str:
@@ -97,6 +119,8 @@ class ErrorBoundary:
         try:
             await self._app(scope, receive, send_watched)
         except ClientDisconnect:
+            if (record := scope.get("state", {}).get("record")) is not None:
+                record.disconnected = True
             logger.debug("a client left: %s %s", scope["method"], scope["path"])
         except Exception as error:
             if is_internal(error):

@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import logging
 import os
 import resource
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -31,7 +31,9 @@ from octavo.server.lifecycle import Lifecycle
 from octavo.server.limits import KEEP_ALIVE_SECONDS, MAX_CONNECTIONS
 from octavo.server.loop_lag import watch_loop
 from octavo.server.metrics import Metrics
+from octavo.server.stats_line import StatsLine
 from octavo.server.tls import check_certificate
+from octavo.server.tracing import Tracing, open_tracing
 
 if TYPE_CHECKING:
     from octavo.engine.client import EngineClient
@@ -44,32 +46,48 @@ def serve(engine_config: EngineConfig, config: ServerConfig, narrator: Narrator)
     """Serves until asked to stop; returns the process's exit status.
 
     Raises:
-        SetupError: The keys or the certificate are no good, the port is taken, or the model cannot be served.
+        SetupError: The keys or the certificate are no good, tracing lacks its packages, the port is taken, or the model
+            cannot be served.
     """
     # Imported here so that a wrong option or a taken port is told at once.
     from octavo.engine.client import ProcessEngineClient
     from octavo.engine.prepare import prepare_model
     from octavo.engine.tokenizer import Tokenizer
 
-    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     keys = _read_keys(engine_config, config)
     check_exposure(config, keys)
     if config.tls_cert and config.tls_key:
         check_certificate(config.tls_cert, config.tls_key)
+    tracing = open_tracing(config.otlp_endpoint) if config.otlp_endpoint is not None else None
     allow_descriptors(2 * MAX_CONNECTIONS)
     with bind(config) as listener:
         with narrator.working(f"looking for {engine_config.model.model}"):
             model = prepare_model(engine_config, narrator.progress)
             tokenizer = Tokenizer(model.folder)
-        client = ProcessEngineClient(engine_config, model)
+        client = ProcessEngineClient(engine_config, model, log_format=config.log_format, log_level=config.log_level)
         lifecycle = Lifecycle(config.max_open_requests)
         name = config.served_model_name or model.name
         metrics = Metrics(client, lifecycle, name, config.metrics_compat)
-        app = build_app(client, tokenizer, config, model_name=name, lifecycle=lifecycle, keys=keys, metrics=metrics)
+        observers = [tracing.observer(client, name)] if tracing is not None else []
+        app = build_app(
+            *(client, tokenizer, config),
+            model_name=name,
+            lifecycle=lifecycle,
+            keys=keys,
+            metrics=metrics,
+            observers=observers,
+        )
+        watches = [partial(watch_loop, metrics.loop_lag)]
+        if config.log_stats_interval:
+            watches.append(partial(StatsLine(client).run, config.log_stats_interval))
         uvicorn_config = http_config(app, config.tls_cert, config.tls_key)
         with asyncio.Runner(loop_factory=uvicorn_config.get_loop_factory()) as runner:
             http = HttpServer(uvicorn_config)
-            server = Server(http, client, lifecycle, config.shutdown_timeout, narrator, name, keys, metrics)
+            server = Server(
+                *(http, client, lifecycle, config.shutdown_timeout, narrator, name, keys),
+                watches=watches,
+                tracing=tracing,
+            )
             return runner.run(server.run(listener))
 
 
@@ -123,7 +141,8 @@ class Server:
     narrator: Narrator
     model_name: str
     keys: Keys | None = None
-    metrics: Metrics | None = None
+    watches: Sequence[Callable[[], Coroutine[Any, Any, None]]] = ()
+    tracing: Tracing | None = None
 
     async def run(self, listener: socket.socket) -> int:
         """Serves until asked to stop, drains, and returns the exit status.
@@ -136,8 +155,8 @@ class Server:
             loop.add_signal_handler(number, self.lifecycle.stop)
         serving = asyncio.create_task(self.http.serve(sockets=[listener]))
         try:
-            async with self._watched():
-                if await self._start_engine(address_of(listener, "https" if self.http.config.is_ssl else "http")):
+            if await self._start_engine(address_of(listener, "https" if self.http.config.is_ssl else "http")):
+                async with self._watched():
                     await self.lifecycle.stop_requested()
                     await self._drain()
         finally:
@@ -145,6 +164,8 @@ class Server:
             await self.client.close()
             self.http.should_exit = True
             await serving
+            if self.tracing is not None:
+                await self.tracing.close()
         return FORCED_EXIT if self.lifecycle.forced else 0
 
     async def _start_engine(self, address: str) -> bool:
@@ -167,15 +188,14 @@ class Server:
 
     @contextlib.asynccontextmanager
     async def _watched(self) -> AsyncIterator[None]:
-        """Measures how late the event loop is, for as long as the block lasts."""
-        if self.metrics is None:
-            yield
-            return
-        watching = asyncio.create_task(watch_loop(self.metrics.loop_lag), name="event loop lag")
+        """Measures and tells what goes on besides requests, for as long as the block lasts."""
+        tasks = [asyncio.create_task(watch()) for watch in self.watches]
         try:
             yield
         finally:
-            watching.cancel()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _drain(self) -> None:
         count = self.lifecycle.open_requests

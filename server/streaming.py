@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from octavo.server.errors import ErrorEnvelope, describe, is_internal
+from octavo.server.errors import ErrorEnvelope, describe, is_internal, note_error
 from octavo.server.limits import HEARTBEAT_SECONDS, SLOW_READER_SECONDS
 
 T = TypeVar("T")
@@ -144,6 +144,7 @@ class EventStream(Response):
         self._heartbeat = heartbeat
         self._last_sent = 0.0
         self._writing = False
+        self._failure: Exception | None = None
 
     async def begin(self) -> None:
         """Waits for the first event, at most one heartbeat; raises what came instead of it."""
@@ -160,6 +161,8 @@ class EventStream(Response):
         try:
             await unless_disconnected(receive, self._send_all(send))
         finally:
+            if self._failure is not None:
+                note_error(self._failure, scope)
             await self.close()
 
     async def _send_all(self, send: Send) -> None:
@@ -180,6 +183,7 @@ class EventStream(Response):
         except Exception as error:
             if is_internal(error):
                 logger.exception("a stream failed")
+            self._failure = error
             for event in self._dialect.failed(error):
                 yield self._dialect.frame(event)
         else:

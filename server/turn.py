@@ -55,7 +55,10 @@ class Turn:
         parser = self.parsers[piece.index]
         if parser is None:
             return [Content(piece.text)]
-        return [*parser.push(piece.text), *(parser.flush() if piece.finish_reason else ())]
+        events = [*parser.push(piece.text), *(parser.flush() if piece.finish_reason else ())]
+        if (reason := self.finish_reason(piece)) is not None:
+            self.batch.finish_reasons[piece.index] = reason
+        return events
 
     def finish_reason(self, piece: Piece) -> str | None:
         """Why the sequence ended, if it did: a piece's reasons, or "tool_calls"."""

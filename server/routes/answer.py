@@ -19,6 +19,7 @@ from octavo.server.generation import Batch, Piece
 from octavo.server.logprobs import PromptLogprob, prompt_logprobs
 from octavo.server.middleware import request_id_of
 from octavo.server.protocol import GenerationRequest
+from octavo.server.request_log import record_of
 from octavo.server.responses import Told, Usage, json_response
 from octavo.server.streaming import open_stream, unless_disconnected
 
@@ -51,6 +52,7 @@ class Answer(ABC, Generic[BodyT, ChoiceT]):
     async def respond(self, request: Request) -> Response:
         """Generates, for as long as the client stays."""
         self.batch.names = (self.id, request_id_of(request))
+        record_of(request).answering(self.id, self.batch, streamed=bool(self.body.stream))
         if self.body.stream:
             return await open_stream(request.receive, self._stream())
         pieces, told = await unless_disconnected(request.receive, self._collect())

@@ -20,6 +20,7 @@ from octavo.server.auth import identity_of
 from octavo.server.middleware import request_id_of
 from octavo.server.prompt_only import compute_prompt, prompt_only
 from octavo.server.protocol import EmbeddingRequest
+from octavo.server.request_log import record_of
 from octavo.server.responses import Embedding, EmbeddingList, EmbeddingUsage, json_response
 from octavo.server.service import Service
 from octavo.server.streaming import merge, unless_disconnected
@@ -40,9 +41,9 @@ def embeddings_router(service: Service) -> APIRouter:
         encoded = [await service.encode_prompt(one, param="input", size=size) for one in body.input]
         prompts, identity = service.truncated(body, encoded), identity_of(request)
         requests = service.requests(body, prompts, prompt_only(body.pooling), identity, param="input")
+        tokens = record_of(request).prompt_tokens = sum(len(one.prompt) // TOKEN_BYTES for one in requests)
         work = _embed(service, body, requests, request_id_of(request))
         data = await unless_disconnected(request.receive, work)
-        tokens = sum(len(one.prompt) // TOKEN_BYTES for one in requests)
         return json_response(EmbeddingList(data, service.model_name, EmbeddingUsage(tokens, tokens)))
 
     return router

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from octavo.server.generation import Piece
 from octavo.server.middleware import request_id_of
 from octavo.server.parts import Change, Parts
+from octavo.server.request_log import record_of
 from octavo.server.responses import Told, json_response
 from octavo.server.streaming import Dialect, open_stream, unless_disconnected
 from octavo.server.turn import Turn
@@ -40,6 +41,7 @@ class PartsAnswer(ABC):
     async def respond(self, request: Request, *, stream: bool) -> Response:
         """Generates, for as long as the client stays."""
         self.turn.batch.names = (self.id, request_id_of(request))
+        record_of(request).answering(self.id, self.turn.batch, streamed=stream)
         if stream:
             return await open_stream(request.receive, self._stream(), self.dialect(request))
         piece = await unless_disconnected(request.receive, self._collect())

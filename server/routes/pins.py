@@ -13,6 +13,7 @@ from octavo.server.keys import Identity
 from octavo.server.middleware import request_id_of
 from octavo.server.prompt_only import compute_prompt, prompt_only
 from octavo.server.protocol import PinRequest
+from octavo.server.request_log import record_of
 from octavo.server.responses import CachePin, CachePinList, Ended, json_response
 from octavo.server.service import Service
 from octavo.server.streaming import unless_disconnected
@@ -30,6 +31,7 @@ def pins_router(service: Service) -> APIRouter:
         service.note_ignored(body)
         # Without the opening of an answer: another turn may follow instead.
         identity, ids = identity_of(request), await service.encode_either(body, add_generation_prompt=False)
+        record_of(request).prompt_tokens = len(ids)
         (wanted,) = service.requests(body, [ids], prompt_only(), identity, pin_ttl=body.ttl)
         pin = await unless_disconnected(request.receive, _pin(service, wanted, body.ttl, request_id_of(request)))
         return json_response(_card(service, pin, identity), 201)

@@ -490,6 +490,18 @@ class ServerConfig:
     tls_cert: str | None = option(None, "a file with the certificate chain, for HTTPS; needs --tls-key")
     tls_key: str | None = option(None, "the file with the certificate's private key; needs --tls-cert")
     log_level: str = option("info", "how much the server logs", choices=("debug", "info", "warning", "error"))
+    log_format: str = option(
+        "human", "how the log looks: lines for people, or a JSON object on each", choices=("human", "json")
+    )
+    log_requests: bool = option(True, "log a line for each request when it ends; never what was asked or answered")
+    log_stats_interval: float = option(
+        10.0, "seconds between two lines about load, KV and speed while there is work; 0 for none", parse=parse_real
+    )
+    otlp_endpoint: str | None = option(
+        None,
+        "an OpenTelemetry collector, such as http://localhost:4318, that gets a span for each request for a "
+        "generation, over HTTP; needs `pip install octavo[otel]`",
+    )
 
     def __post_init__(self) -> None:
         _one_of(self)
@@ -500,11 +512,18 @@ class ServerConfig:
             raise ConfigError(f"--shutdown-timeout must not be negative, got {self.shutdown_timeout}")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ConfigError("--tls-cert and --tls-key belong together; give both or neither")
+        if self.log_stats_interval < 0:
+            raise ConfigError(f"--log-stats-interval must not be negative, got {self.log_stats_interval}")
+        if self.otlp_endpoint is not None and not _COLLECTOR.fullmatch(self.otlp_endpoint):
+            raise ConfigError(
+                f"--otlp-endpoint: {self.otlp_endpoint!r} is not understood; write it as http://localhost:4318"
+            )
         _check_names("--allowed-hosts", self.allowed_hosts or (), _HOST, "octavo.example, without a port")
         _check_names("--cors-origins", self.cors_origins, _ORIGIN, "https://chat.example or http://localhost:3000")
 
 
 _HOST = re.compile(r"[A-Za-z0-9_.-]+")
+_COLLECTOR = re.compile(r"https?://[^\s/?#]+(/[^\s?#]*)?")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:\d+)?")
 
 

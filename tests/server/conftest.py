@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -30,6 +32,21 @@ from octavo.server.serve import HttpServer, address_of, bind, http_config
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer(write_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """Undoes what `octavo.logs.set_up` does to the whole process."""
+    root, own, hook = logging.getLogger(), logging.getLogger("octavo"), sys.excepthook
+    handlers, levels = list(root.handlers), (root.level, own.level)
+    yield
+    for handler in [known for known in root.handlers if type(known) is logging.StreamHandler]:
+        if handler not in handlers:
+            root.removeHandler(handler)
+    root.setLevel(levels[0])
+    own.setLevel(levels[1])
+    logging.captureWarnings(False)
+    sys.excepthook = hook
 
 
 @pytest.fixture
