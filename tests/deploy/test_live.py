@@ -1,0 +1,55 @@
+"""Dashboards, rules and the table of metrics beside a real server under load, as a real Prometheus sees it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+import httpx
+import pytest
+from api_keys import ADMIN, bearer
+from monitoring import Expression, documented_metrics, exported_metrics, panel_expressions, rule_expressions, rules
+from prometheus_server import Prometheus
+from serving import Server
+
+# Far more than it takes; only a test that fails waits for so long.
+PATIENCE = 25.0
+
+
+def without_values(watched: Prometheus, expressions: Iterable[Expression]) -> dict[str, str]:
+    """Those expressions that get no value however long one waits, by their places."""
+    missing = {expression.place: expression.at_test_speed() for expression in expressions}
+    deadline = time.monotonic() + PATIENCE
+    while missing and time.monotonic() < deadline:
+        missing = {place: text for place, text in missing.items() if not watched.has_values(text)}
+        time.sleep(0.2)
+    return missing
+
+
+@pytest.fixture(scope="module")
+def empty(watched: Prometheus) -> dict[str, str]:
+    return without_values(watched, [*panel_expressions(), *rule_expressions()])
+
+
+def test_every_panel_has_values_under_load(empty: dict[str, str]) -> None:
+    assert {place: text for place, text in empty.items() if "/" in place} == {}
+
+
+def test_every_rule_reads_something(empty: dict[str, str]) -> None:
+    assert {place: text for place, text in empty.items() if "/" not in place} == {}
+
+
+def test_prometheus_itself_evaluates_every_rule(watched: Prometheus, empty: dict[str, str]) -> None:
+    groups = watched.ask("rules")["groups"]
+    health = {rule["name"]: rule["health"] for group in groups for rule in group["rules"]}
+    assert health == {rule.get("alert") or rule["record"]: "ok" for rule in rules()}
+    recorded = [Expression(rule["record"], rule["record"]) for rule in rules() if "record" in rule]
+    assert [one.place for one in recorded if one.place not in empty and not watched.has_values(one.text)] == []
+
+
+def test_the_table_of_metrics_is_what_the_server_exports(server: Server, watched: Prometheus) -> None:
+    exposition = httpx.get(f"{server.url}/metrics", headers=bearer(ADMIN), timeout=30).text
+    exported, documented = exported_metrics(exposition), documented_metrics()
+    assert sorted(documented) == sorted(set(documented)), "the table has a metric twice"
+    assert sorted(exported - set(documented)) == [], "the table lacks them"
+    assert sorted(set(documented) - exported) == [], "the server does not export them"
