@@ -98,7 +98,7 @@ def _ends() -> Section:
             ),
             lines(
                 "Share of requests that nobody got",
-                "error, aborted or disconnected. A tenant whose clients leave: are its timeouts below its p99?",
+                "error, aborted or disconnected. If clients leave, see whether their timeouts are below the p99 of requests.",
                 SHARE,
                 Query(
                     fraction(_finished(UNSERVED), _finished()),

@@ -23,7 +23,7 @@ OPTIONS = """
     --num-blocks 56 --max-model-len 384 --max-num-seqs 16 --dtype float32 --attention-backend reference
     --preemption swap --swap-space 256KiB --swap-disk 1MiB --lookahead 1 --watermark-ratio 0
     --policy fair --tenants ada:weight=2,floor=4;grace:ceiling=40 --allowed-hosts octavo --threads 1
-""".split()
+"""
 KEYS = f"{ADA} tenant=ada\n{GRACE} tenant=grace\n{ADMIN} tenant=default admin\n"
 
 
@@ -50,7 +50,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     make_tiny(model, "Llama", vocab_size=512, max_position_embeddings=512)
     write_tokenizer(model)
     keys.write_text(KEYS)
-    with serve(str(model), *OPTIONS, "--api-keys", str(keys), "--swap-dir", str(swap), log=folder / "log") as running:
+    with serve(
+        str(model), *OPTIONS.split(), "--api-keys", str(keys), "--swap-dir", str(swap), log=folder / "log"
+    ) as running:
         yield running
 
 

@@ -1,4 +1,4 @@
-"""Clients of every kind at once: long and short, shared and new prompts, pins, several outputs, leavers, and mistakes."""
+"""Clients of every kind at once: long and short, shared and new prompts, pins, several outputs, leavers, mistakes."""
 
 from __future__ import annotations
 

@@ -25,7 +25,9 @@ _THRESHOLD = re.compile(r"\s*(==|!=|<=|>=|<|>)\s*-?[\d.]+(e-?\d+)?")
 _WINDOW = re.compile(r"\[\d+[smhd]\]")
 _VARIABLE = re.compile(r"\$\{?(\w+)")
 _STRING = re.compile(r'"[^"]*"')
+_RECORDED = re.compile(r"\w+:octavo_\w+:\w+")
 _METRIC = re.compile(r"\boctavo_\w+")
+_SUFFIX = re.compile(r"_(bucket|sum|count)$")
 _ROW = re.compile(r"^\| `(octavo_\w+)`", re.MULTILINE)
 
 
@@ -39,12 +41,16 @@ class Expression:
     @property
     def metrics(self) -> set[str]:
         """Metrics of Octavo's that it reads, as docs/monitoring.md calls them; recorded series are not among them."""
-        names = _METRIC.findall(_STRING.sub('""', re.sub(r"\w+:octavo_\w+:\w+", "", self.text)))
-        return {re.sub(r"_seconds_(bucket|sum|count)$", "_seconds", _family(name)) for name in names}
+        names = _METRIC.findall(_STRING.sub('""', _RECORDED.sub("", self.text)))
+        return {_SUFFIX.sub("", name) for name in names}
 
     def at_test_speed(self) -> str:
         """With all variables of Grafana's filled in, and with windows that a test can wait for."""
-        text = self.text.replace("$__rate_interval", TEST_WINDOW).replace('"$instance"', '".*"').replace('"$tenant"', '".*"')
+        text = (
+            self.text.replace("$__rate_interval", TEST_WINDOW)
+            .replace('"$instance"', '".*"')
+            .replace('"$tenant"', '".*"')
+        )
         assert not _VARIABLE.search(text), f"{self.place}: a variable that the test does not know: {text}"
         return shortened(text)
 
@@ -103,7 +109,3 @@ def exported_metrics(exposition: str) -> set[str]:
     names = re.findall(r"^# TYPE (\S+) \w+$", exposition, re.MULTILINE)
     # prometheus_client says of each counter and histogram since when it counts.
     return {name for name in names if not name.endswith("_created")}
-
-
-def _family(name: str) -> str:
-    return re.sub(r"_(bucket|sum|count)$", "", name)
