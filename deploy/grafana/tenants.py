@@ -98,7 +98,7 @@ def _ends() -> Section:
             ),
             lines(
                 "Share of requests that nobody got",
-                "error, aborted or disconnected. If clients leave, see whether their timeouts are below the p99 of requests.",
+                "error, aborted or disconnected. If clients leave, see whether their timeouts are below p99.",
                 SHARE,
                 Query(
                     fraction(_finished(UNSERVED), _finished()),
