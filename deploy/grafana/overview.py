@@ -207,7 +207,7 @@ def _faults() -> Section:
             ),
             lines(
                 "Request fields that were ignored",
-                "Clients send what Octavo does not know; the log names the fields, once each.",
+                "Clients send what Octavo does not know; the log names the fields.",
                 PER_SECOND,
                 Query(rate("octavo_http_ignored_fields_total"), "ignored fields"),
             ),

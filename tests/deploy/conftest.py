@@ -21,7 +21,7 @@ SCRAPE_INTERVAL = "500ms"
 # A pool that is far too small for the load, below it two tiers that are too small as well.
 OPTIONS = """
     --num-blocks 56 --max-model-len 384 --max-num-seqs 16 --dtype float32 --attention-backend reference
-    --preemption swap --swap-space 256KiB --swap-disk 1MiB --lookahead 1 --watermark-ratio 0
+    --preemption swap --swap-space 64KiB --swap-disk 96KiB --lookahead 1 --watermark-ratio 0
     --policy fair --tenants ada:weight=2,floor=4;grace:ceiling=40 --allowed-hosts octavo --threads 1
 """
 KEYS = f"{ADA} tenant=ada\n{GRACE} tenant=grace\n{ADMIN} tenant=default admin\n"

@@ -45,8 +45,9 @@ def _wander(client: _Client) -> None:
 
 
 def _sample(client: _Client) -> None:
-    """Several outputs: forks and copies on write."""
-    client.post(prompt=client.prompt(40), max_tokens=24, n=3, temperature=1.0, ignore_eos=True)
+    """Several outputs: forks and copies on write; and equal ones, whose blocks are duplicates."""
+    for temperature in (0, 1):
+        client.post(prompt=client.prompt(40), max_tokens=24, n=3, temperature=temperature, ignore_eos=True)
 
 
 def _pin(client: _Client) -> None:
