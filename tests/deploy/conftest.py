@@ -16,7 +16,8 @@ from serving import Server, serve
 from tiny_models import make_tiny
 from tiny_tokenizer import write_tokenizer
 
-SCRAPE_INTERVAL = "500ms"
+# A scrape may take as long at most, on a machine that has much else to do.
+SCRAPE_INTERVAL = "1s"
 
 # A pool that is far too small for the load, below it two tiers that are too small as well.
 OPTIONS = """

@@ -13,7 +13,7 @@ from prometheus_server import Prometheus
 from serving import Server
 
 # Far more than it takes; only a test that fails waits for so long.
-PATIENCE = 25.0
+PATIENCE = 45.0
 
 # What the load is to bring about, since zeros would make poor examples.
 EVENTS = """

@@ -17,7 +17,8 @@ COMPLETIONS = "/v1/completions"
 
 
 class _Client:
-    def __init__(self, url: str, key: str, seed: int) -> None:
+    def __init__(self, url: str, key: str, seed: int, ended: threading.Event) -> None:
+        self.ended = ended
         self.http = httpx.Client(base_url=url, headers=bearer(key), timeout=60)
         self.chance = random.Random(seed)
 
@@ -35,7 +36,8 @@ def _talk(client: _Client) -> None:
     body = {"prompt": prompt, "max_tokens": 160, "ignore_eos": True, "stream": True}
     with client.http.stream("POST", COMPLETIONS, json=body) as answer:
         for _ in answer.iter_lines():
-            pass
+            if client.ended.is_set():
+                return
 
 
 def _wander(client: _Client) -> None:
@@ -97,7 +99,7 @@ def load(url: str) -> Iterator[None]:
             failures.append(failure)
 
     clients = [
-        threading.Thread(target=work, args=(act, _Client(url, key, seed)), name=f"{act.__name__} {seed}")
+        threading.Thread(target=work, args=(act, _Client(url, key, seed, ended)), name=f"{act.__name__} {seed}")
         for act, key, count in _KINDS
         for seed in range(count)
     ]
