@@ -35,7 +35,7 @@ def _felt() -> Section:
             ),
             quantiles(
                 "Time per output token (TPOT)",
-                "A request's mean gap. Its median grows with the batch: fewer --max-num-seqs make each stream faster.",
+                "A sequence's mean gap. Its median grows with the batch: fewer --max-num-seqs make each stream faster.",
                 SECONDS,
                 "octavo_time_per_output_token_seconds",
             ),

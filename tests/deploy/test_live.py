@@ -16,30 +16,30 @@ from serving import Server
 PATIENCE = 45.0
 
 # What the load is to bring about, since zeros would make poor examples.
-EVENTS = """
-    octavo_preemptions_total{method="swap"}
-    octavo_preemptions_total{method="recompute"}
-    octavo_swap_full_total
-    octavo_swapped_tokens_total
-    octavo_recomputed_tokens_total
-    octavo_kv_evictions_total
-    octavo_kv_copies_total{kind="copy_on_write"}
-    octavo_kv_copies_total{kind="device_to_host"}
-    octavo_kv_copies_total{kind="host_to_device"}
-    octavo_kv_copies_total{kind=~".*disk"}
-    octavo_kv_deduplications_total
-    octavo_kv_pins_ended_total{reason="expired"}
-    octavo_forks_total
-    octavo_prefix_cache_tokens_total{result="hit_device"}
-    octavo_prefix_cache_tokens_total{result="hit_host"}
-    octavo_prefix_cache_tokens_total{result="hit_disk"}
-    octavo_prefix_cache_misses_total{reason="evicted"}
-    octavo_prefix_cache_misses_total{reason="never_seen"}
-    octavo_sequences_finished_total{reason="abort"}
-    octavo_http_ignored_fields_total
-    octavo_http_requests_total{status="400"}
-    octavo_http_requests_total{status="404"}
-""".split("\n")[1:-1]
+EVENTS = (
+    'octavo_preemptions_total{method="swap"}',
+    'octavo_preemptions_total{method="recompute"}',
+    "octavo_swap_full_total",
+    "octavo_swapped_tokens_total",
+    "octavo_recomputed_tokens_total",
+    "octavo_kv_evictions_total",
+    'octavo_kv_copies_total{kind="copy_on_write"}',
+    'octavo_kv_copies_total{kind="device_to_host"}',
+    'octavo_kv_copies_total{kind="host_to_device"}',
+    'octavo_kv_copies_total{kind=~".*disk"}',
+    "octavo_kv_deduplications_total",
+    'octavo_kv_pins_ended_total{reason="expired"}',
+    "octavo_forks_total",
+    'octavo_prefix_cache_tokens_total{result="hit_device"}',
+    'octavo_prefix_cache_tokens_total{result="hit_host"}',
+    'octavo_prefix_cache_tokens_total{result="hit_disk"}',
+    'octavo_prefix_cache_misses_total{reason="evicted"}',
+    'octavo_prefix_cache_misses_total{reason="never_seen"}',
+    'octavo_sequences_finished_total{reason="abort"}',
+    "octavo_http_ignored_fields_total",
+    'octavo_http_requests_total{status="400"}',
+    'octavo_http_requests_total{status="404"}',
+)
 
 
 def without_values(watched: Prometheus, expressions: Iterable[Expression]) -> dict[str, str]:
@@ -54,7 +54,7 @@ def without_values(watched: Prometheus, expressions: Iterable[Expression]) -> di
 
 @pytest.fixture(scope="module")
 def empty(watched: Prometheus) -> dict[str, str]:
-    events = [Expression(f"event {event.strip()}", f"sum ({event.strip()}) > 0") for event in EVENTS]
+    events = [Expression(f"event {event}", f"sum ({event}) > 0") for event in EVENTS]
     return without_values(watched, [*panel_expressions(), *rule_expressions(), *events])
 
 
