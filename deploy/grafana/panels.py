@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import promql
 from grafana_foundation_sdk.builders import common, heatmap, prometheus, stat, timeseries
@@ -173,11 +174,12 @@ def dashboard(name: str, about: str, sections: Sequence[Section], *, tenants: bo
         .with_variable(_label_variable("instance", "octavo_ready"))
     )
     if tenants:
-        board.with_variable(_label_variable("tenant", "octavo_request_tokens_total"))
+        board.with_variable(_label_variable("tenant", "octavo_kv_tenant_blocks"))
+    ids = count(1)  # links to a panel go by its number
     for section in sections:
-        board.with_row(Row(section.title))
+        board.with_row(Row(section.title).id(next(ids)))
         for panel in section.panels:
-            board.with_panel(panel.span(section.width).height(section.height))
+            board.with_panel(panel.id(next(ids)).span(section.width).height(section.height))
     return board
 
 

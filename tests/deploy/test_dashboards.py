@@ -57,6 +57,7 @@ def test_a_dashboard_lets_one_choose_where_the_numbers_come_from(name: str) -> N
 
 @pytest.mark.parametrize("name", dashboards())
 def test_panels_lie_on_the_grid_side_by_side(name: str) -> None:
+    assert len({panel["id"] for panel in dashboards()[name]["panels"]}) == len(dashboards()[name]["panels"])
     taken: set[tuple[int, int]] = set()
     for panel in dashboards()[name]["panels"]:
         place = panel["gridPos"]

@@ -8,7 +8,15 @@ from collections.abc import Iterable
 import httpx
 import pytest
 from api_keys import ADMIN, bearer
-from monitoring import Expression, documented_metrics, exported_metrics, panel_expressions, rule_expressions, rules
+from monitoring import (
+    Expression,
+    documented_metrics,
+    exported_metrics,
+    panel_expressions,
+    rule_expressions,
+    rules,
+    variables,
+)
 from prometheus_server import Prometheus
 from serving import Server
 
@@ -81,6 +89,13 @@ def test_prometheus_itself_evaluates_every_rule(watched: Prometheus, empty: dict
 def test_the_table_of_metrics_is_what_the_server_exports(server: Server, watched: Prometheus) -> None:
     exposition = httpx.get(f"{server.url}/metrics", headers=bearer(ADMIN), timeout=30).text
     exported, documented = exported_metrics(exposition), documented_metrics()
-    assert sorted(documented) == sorted(set(documented)), "the table has a metric twice"
-    assert sorted(exported - set(documented)) == [], "the table lacks them"
-    assert sorted(set(documented) - exported) == [], "the server does not export them"
+    assert sorted(exported.keys() - documented.keys()) == [], "the table lacks them"
+    assert sorted(documented.keys() - exported.keys()) == [], "the server does not export them"
+    assert exported == documented, "they have other labels"
+
+
+@pytest.mark.parametrize(("metric", "label"), sorted(variables()))
+def test_the_choices_of_a_dashboards_variable_are_found(
+    watched: Prometheus, empty: dict[str, str], metric: str, label: str
+) -> None:
+    assert watched.ask(f"label/{label}/values", **{"match[]": metric})

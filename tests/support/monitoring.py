@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -28,7 +29,8 @@ _STRING = re.compile(r'"[^"]*"')
 _RECORDED = re.compile(r"\w+:octavo_\w+:\w+")
 _METRIC = re.compile(r"\boctavo_\w+")
 _SUFFIX = re.compile(r"_(bucket|sum|count)$")
-_ROW = re.compile(r"^\| `(octavo_\w+)`", re.MULTILINE)
+_ROW = re.compile(r"^\| `(octavo_\w+)` \| ([^|]*)\|", re.MULTILINE)
+_LABEL_VALUES = re.compile(r"label_values\((\w+), (\w+)\)")
 
 
 @dataclass(frozen=True)
@@ -99,13 +101,25 @@ def rule_expressions() -> Iterator[Expression]:
         yield Expression(rule.get("alert") or rule["record"], rule["expr"]).without_thresholds()
 
 
-def documented_metrics() -> list[str]:
-    """The names in the tables of docs/monitoring.md."""
-    return _ROW.findall(DOCUMENT.read_text())
+def variables() -> set[tuple[str, str]]:
+    """(Metric, label) of every variable whose choices are a label's values."""
+    lists = [dashboard["templating"]["list"] for dashboard in dashboards().values()]
+    queries = [variable["query"] for each in lists for variable in each if variable["type"] == "query"]
+    return {match.group(1, 2) for query in queries if (match := _LABEL_VALUES.fullmatch(query))}
 
 
-def exported_metrics(exposition: str) -> set[str]:
-    """Names of the metrics in Prometheus' text format, as its TYPE lines have them."""
-    names = re.findall(r"^# TYPE (\S+) \w+$", exposition, re.MULTILINE)
-    # prometheus_client says of each counter and histogram since when it counts.
-    return {name for name in names if not name.endswith("_created")}
+def documented_metrics() -> dict[str, set[str]]:
+    """The metrics in the tables of docs/monitoring.md, with their labels."""
+    rows = _ROW.findall(DOCUMENT.read_text())
+    assert len(dict(rows)) == len(rows), "docs/monitoring.md has a metric twice"
+    return {name: set(re.findall(r"\w+", labels)) for name, labels in rows}
+
+
+def exported_metrics(exposition: str) -> dict[str, set[str]]:
+    """The metrics in Prometheus' text format, with their labels; without those that only say since when one counts."""
+    found: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(exposition):
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        if not name.endswith("_created"):
+            found[name] = {label for sample in family.samples for label in sample.labels} - {"le"}
+    return found
