@@ -15,14 +15,14 @@ from serving import free_port
 
 
 class Prometheus:
-    """A running Prometheus. Attributes: url: where it answers."""
+    """A running Prometheus. Attributes: http: a client of it."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, http: httpx.Client) -> None:
+        self.http = http
 
     def ask(self, path: str, **parameters: str) -> Any:
         """The data of one answer of its HTTP API; an error of Prometheus' fails the test."""
-        answer = httpx.get(f"{self.url}/api/v1/{path}", params=parameters, timeout=30).json()
+        answer = self.http.get(f"/api/v1/{path}", params=parameters).json()
         assert answer["status"] == "success", f"{parameters}: {answer.get('error')}"
         return answer["data"]
 
@@ -45,20 +45,20 @@ def prometheus(binary: str, config: Path, log: Path) -> Iterator[Prometheus]:
         command = [binary, *(f"--{key}={value}" for key, value in options.items())]
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     try:
-        running = Prometheus(f"http://127.0.0.1:{port}")
-        _wait_ready(running, process, log)
-        yield running
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
+            _wait_ready(http, process, log)
+            yield Prometheus(http)
     finally:
         process.terminate()
         process.wait(30)
 
 
-def _wait_ready(running: Prometheus, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_ready(http: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         assert process.poll() is None, f"Prometheus ended: {log.read_text()}"
         try:
-            if httpx.get(f"{running.url}/-/ready", timeout=5).status_code == 200:
+            if http.get("/-/ready").status_code == 200:
                 return
         except httpx.TransportError:
             pass
