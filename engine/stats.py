@@ -67,7 +67,7 @@ def snapshot(scheduler: Scheduler, meter: StepMeter, block_bytes: int) -> Engine
         evictions=manager.pool.evictions,
         copies=copies,
         copied_bytes={kind: count * block_bytes for kind, count in copies.items()},
-        copy_seconds={_kind(*direction): seconds for direction, seconds in meter.copies.items()},
+        copy_seconds={_kind(*way): meter.copies[way] for a, b in between for way in ((a, b), (b, a))},
         copies_lost=manager.tiers.lost,
         forks=counters.forks,
         deduplicated=manager.deduplicated,

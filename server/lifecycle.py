@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Final
 
 from octavo.config import DEFAULT_TENANT
@@ -38,7 +38,7 @@ class Lifecycle:
         return self._open.total()
 
     @property
-    def open_by_tenant(self) -> Mapping[str, int]:
+    def open_by_tenant(self) -> dict[str, int]:
         """The same by tenant; those that have had any since the start."""
         return dict(self._open)
 

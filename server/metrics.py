@@ -38,7 +38,8 @@ _LATENCIES: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.
 _GAPS: Final = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
 _LAGS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 
-COMPATIBLE_WITH: Final = ("none", "vllm")
+TOKEN_KINDS: Final = ("prompt", "cached", "generated")
+END_REASONS: Final = ("stop", "length", "error", "aborted", "disconnected", "refused")
 
 
 class Metrics:
@@ -47,7 +48,7 @@ class Metrics:
     Args:
         client: The engine. lifecycle: knows what is open.
         model_name: The name that clients use for the model.
-        compatible: One of `COMPATIBLE_WITH`: whose names to export on top.
+        compatible: "vllm" exports its names on top.
 
     Attributes:
         http_requests: Responses by route template, method and status; 499 is a client that left before its answer.
@@ -59,6 +60,7 @@ class Metrics:
     """
 
     def __init__(self, client: EngineClient, lifecycle: Lifecycle, model_name: str, compatible: str = "none") -> None:
+        self._client = client
         self._registry = registry = CollectorRegistry()
         self.http_requests = Counter(
             "octavo_http_requests", "HTTP responses", ("route", "method", "status"), registry=registry
@@ -94,6 +96,12 @@ class Metrics:
 
     def render(self) -> bytes:
         """Everything, in Prometheus' text format."""
+        for tenant in self._client.stats.blocks_by_tenant:
+            # Made known with 0: an increase from nothing to something is none to Prometheus.
+            for kind in TOKEN_KINDS:
+                self.request_tokens.labels(tenant, kind)
+            for reason in END_REASONS:
+                self.finished.labels(tenant, reason)
         return generate_latest(self._registry)
 
     def _latencies(self, name: str, text: str) -> Histogram:
@@ -157,7 +165,8 @@ class _Readings(Collector):
 
     def _of_open_requests(self) -> list[Metric]:
         family = GaugeMetricFamily("octavo_open_requests", "HTTP requests being worked at", labels=["tenant"])
-        for tenant, count in self._lifecycle.open_by_tenant.items():
+        known = dict.fromkeys(self._client.stats.blocks_by_tenant, 0)
+        for tenant, count in (known | self._lifecycle.open_by_tenant).items():
             family.add_metric([tenant], count)
         return [family]
 

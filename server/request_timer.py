@@ -9,7 +9,7 @@ from typing import Self
 
 from octavo.engine.messages import SequenceDelta
 from octavo.errors import AbortedError, CapacityError, ClientError
-from octavo.server.metrics import Metrics
+from octavo.server.metrics import TOKEN_KINDS, Metrics
 
 
 class RequestTimer:
@@ -73,7 +73,7 @@ class RequestTimer:
         self._metrics.finished.labels(self._tenant, reason).inc()
         if reason == "refused":
             return
-        for what, count in (("prompt", self._prompt_tokens), ("cached", self._cached), ("generated", self._tokens)):
+        for what, count in zip(TOKEN_KINDS, (self._prompt_tokens, self._cached, self._tokens), strict=True):
             self._metrics.request_tokens.labels(self._tenant, what).inc(count)
 
 

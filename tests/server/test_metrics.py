@@ -122,6 +122,14 @@ class TestCompatible:
         assert ("vllm:time_to_first_token_seconds_bucket", "0", "+Inf", "tiny") in found
 
 
+async def test_what_has_not_happened_yet_is_0(http: httpx.AsyncClient, engine: FakeEngine) -> None:
+    engine.stats = EngineStats(blocks_by_tenant={"ada": 3})
+    found = await scrape(http)
+    assert found["octavo_open_requests", "ada"] == 0
+    assert found["octavo_request_tokens_total", "cached", "ada"] == 0
+    assert found["octavo_requests_finished_total", "refused", "ada"] == 0
+
+
 async def test_they_are_not_there_unless_asked_for(http: httpx.AsyncClient) -> None:
     assert "vllm:" not in (await http.get("/metrics")).text
 
