@@ -37,6 +37,8 @@ TINY = {
     "head_dim": 64,
 }
 POOL_TOKENS = 131_072
+# In float32, which every processor computes in: the engine is not what is measured.
+OPTIONS = ("--load-format", "dummy", "--max-num-seqs", "256", "--dtype", "float32")
 STREAMS = RequestLoad(concurrency=256, requests=512, prompt_tokens=20, output_tokens=128)
 SINGLES = RequestLoad(concurrency=32, requests=1024, prompt_tokens=20, output_tokens=1)
 
@@ -100,7 +102,7 @@ def main() -> int:
         peers = known_peers(write_tiny_model(Path(scratch) / "tiny"), options.peers_dir, POOL_TOKENS)
         for name in options.peers.split(","):
             peer = peers[name]
-            peer = replace(peer, command=[*peer.command, "--load-format", "dummy", "--max-num-seqs", "256"])
+            peer = replace(peer, command=[*peer.command, *OPTIONS])
             costs = asyncio.run(measure(peer, options.repeats))
             columns = zip(*((cost.token_us, cost.request_us, cost.requests_per_second) for cost in costs), strict=True)
             found[name] = Cost(*map(statistics.median, columns))
