@@ -37,3 +37,12 @@ MAX_STORED_BYTES: Final = 32 * 1024 * 1024
 INLINE_BYTES: Final = 8 * 1024  # larger inputs are parsed, templated and tokenized off the event loop
 HEARTBEAT_SECONDS: Final = 15.0  # a silent stream sends a comment this often
 SLOW_READER_SECONDS: Final = 30.0  # a stream that cannot be written to for so long is given up
+
+MAX_LIVE_VIEWERS: Final = 8  # of the live map
+MAX_LIVE_BEHIND: Final = 8  # messages that wait for one of them; one that is further behind is told everything anew
+MAX_LIVE_PREEMPTIONS: Final = 64  # the latest, which a new viewer is told of
+LIVE_INTERVAL_SECONDS: Final = 0.25  # at least, between two looks at the engine
+LIVE_SHARE: Final = 0.01  # of its time, and of the front end's, at most
+LIVE_STATUS_SECONDS: Final = 0.5  # how soon viewers learn that the engine is silent
+LIVE_CELLS: Final = 131_072  # of each tier; a larger one shows several blocks as one
+MAX_BLOCK_ID: Final = 2**31 - 1

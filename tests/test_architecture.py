@@ -35,6 +35,7 @@ FRONT_END_MAY_IMPORT = {
     "octavo.engine.messages",
     "octavo.engine.prepare",
     "octavo.engine.tokenizer",
+    "octavo.engine.views",
     "octavo.scheduler.sampling",
 }
 
