@@ -181,8 +181,8 @@ class _Picture:
         self._latest = message
         return msgspec.structs.replace(message, names=news)
 
-    def whole(self) -> LiveMessage:
-        """All of it."""
+    def whole(self, status: str) -> LiveMessage:
+        """All of it, at a time when the engine has this status."""
         assert self._latest is not None
         now = self._latest.seconds
         preemptions = [
@@ -191,6 +191,7 @@ class _Picture:
         return msgspec.structs.replace(
             self._latest,
             kind="all",
+            status=status,
             columns=_COLUMNS,
             tiers=[tier.whole() for tier in self._tiers.values()],
             preemptions=preemptions,
@@ -396,7 +397,7 @@ class LiveHub:
     def _tell_status(self) -> None:
         """Tells the engine's status if it is another than before."""
         if self._client.status != self._status:
-            self._status = self._client.status
+            self._status, self._whole = self._client.status, None
             self._push(self._say_status())
 
     def _push(self, frame: Frame) -> None:
@@ -409,7 +410,7 @@ class LiveHub:
     def _everything(self) -> Frame:
         """The whole state; made once for all who need it before the next answer."""
         if self._whole is None:
-            self._whole = self._encoded(self._picture.whole())
+            self._whole = self._encoded(self._picture.whole(self._status))
         return self._whole
 
     def _encoded(self, message: LiveMessage) -> Frame:

@@ -5,6 +5,7 @@ import { duration, number, plural, purpose, short, waitReason, waitState } from 
 
 const KEPT_PREEMPTIONS = 256;
 const TIMELINE_SECONDS = 120;
+const DEFAULT_TENANT = "default";
 
 /** A new element with classes, text and children. */
 export function element(tag, classes = "", ...content) {
@@ -128,7 +129,9 @@ export class Lists {
     const name = row.querySelector(".name");
     setText(name, this.nameOf(item.key) + (item.index || this.several?.has(item.key) ? ` #${item.index}` : ""));
     name.title = this.page.names.get(item.key) ?? "";
-    setText(row.querySelector(".tenant"), item.tenant);
+    const tenant = row.querySelector(".tenant");
+    setText(tenant, item.tenant);
+    tenant.hidden = item.tenant === DEFAULT_TENANT; // most servers have no other
     setText(row.querySelector(".time"), duration(item.seconds));
   }
 

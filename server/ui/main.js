@@ -10,7 +10,7 @@ import { TierMap } from "./tier_map.js";
 import { Tooltip } from "./tooltip.js";
 import { duration, number, plural } from "./words.js";
 
-const HEIGHTS = { device: 430, host: 150, disk: 150 };
+const HEIGHTS = { device: 440, host: 170, disk: 170 };
 const MOST_SHARED = 128; // shared blocks that are looked into for a selected request
 
 const find = (id) => document.getElementById(id);
@@ -109,7 +109,7 @@ class Page {
     const after = [...parent.children].find((other) => order(other.dataset.tier) > order(name));
     box.dataset.tier = name;
     parent.insertBefore(box, after ?? null);
-    const map = new TierMap(canvas, this.palette, HEIGHTS[name] ?? 150);
+    const map = new TierMap(canvas, this.palette, HEIGHTS[name] ?? 170);
     map.box = box;
     map.selected = this.#selected;
     map.describe = (state) => {

@@ -3,7 +3,7 @@
 import { css, mix, pixel } from "./colours.js";
 import { CACHED, FREE, NOBODY, PIN, PINNED, TierState, USED } from "./model.js";
 
-const LARGEST_CELL = 26, SMALLEST_CELL = 2; // CSS pixels, the gap included
+const LARGEST_CELL = 36, SMALLEST_CELL = 2; // CSS pixels, the gap included
 const DRAWN_FROM = 6; // smaller cells are written as pixels
 const COUNT_FROM = 13; // cells in which a number can be read
 const EMPTY_SHARE = 0.72; // how far the unfilled part of a block is faded
