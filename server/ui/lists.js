@@ -176,7 +176,7 @@ export class Lists {
     const [when, victim, beneficiary, won, swap, recompute, actual] = row.cells;
     setText(when, `${duration(Math.max(0, this.now - item.at))} ago`);
     this.#who(victim.firstElementChild, item.victim, item.method === "swap" ? "▲" : "●");
-    if (item.beneficiary) this.#who(beneficiary.firstElementChild, item.beneficiary, "");
+    if (item.beneficiary) this.#who(beneficiary.firstElementChild, item.beneficiary, "■");
     else setText(beneficiary.firstElementChild, purpose(item));
     setText(won, `${plural(item.blocks, "block")}, ${plural(item.tokens, "token")}`);
     this.#cost(swap, item.predicted_swap, item.method === "swap");
@@ -189,8 +189,11 @@ export class Lists {
   }
 
   #who(target, key, mark) {
-    setText(target, `${mark} ${this.nameOf(key)}`.trim());
-    target.style.color = css(this.page.palette.ofRequest(key));
+    if (!target.firstElementChild) target.replaceChildren(element("span", "mark"), element("span"));
+    const [sign, name] = target.children;
+    setText(sign, mark);
+    sign.style.color = css(this.page.palette.ofRequest(key));
+    setText(name, this.nameOf(key));
     target.title = this.page.names.get(key) ?? "";
   }
 

@@ -150,11 +150,15 @@ async def test_whoever_looks_after_a_while_is_told_what_is_there_then(engine: Li
 
 @pytest.mark.parametrize(
     ("engine_seconds", "own_seconds", "pause"),
-    [(0.0, 0.0, LIVE_INTERVAL_SECONDS), (0.0001, 0.0, LIVE_INTERVAL_SECONDS), (0.1, 0.0, 10.0), (0.0, 0.2, 20.0), (0.1, 0.2, 20.0)],
-)  # fmt: skip
-def test_the_pause_keeps_both_processes_to_their_share(
-    engine_seconds: float, own_seconds: float, pause: float
-) -> None:
+    [
+        (0.0, 0.0, LIVE_INTERVAL_SECONDS),
+        (0.0001, 0.0, LIVE_INTERVAL_SECONDS),
+        (0.1, 0.0, 10.0),
+        (0.0, 0.2, 20.0),
+        (0.1, 0.2, 20.0),
+    ],
+)
+def test_the_pause_keeps_both_processes_to_their_share(engine_seconds: float, own_seconds: float, pause: float) -> None:
     assert pause_after(engine_seconds, own_seconds) == pytest.approx(pause)
 
 
@@ -293,15 +297,12 @@ async def test_a_viewer_that_is_a_little_behind_gets_every_change(engine: LiveEn
     await read(stream)
     engine.gate.clear()
     await pass_questions(engine, 1)
-    kinds = []
     for cell in range(MAX_LIVE_BEHIND):
         engine.paint("device", cell % 6, owner=cell + 1)
         engine.gate.set()
         await pass_questions(engine, 1)
         engine.gate.clear()
-    for _ in range(MAX_LIVE_BEHIND):
-        kinds.append((await read(stream))["kind"])
-    assert set(kinds) == {"changes"}
+    assert {(await read(stream))["kind"] for _ in range(MAX_LIVE_BEHIND)} == {"changes"}
     await stream.aclose()
 
 
