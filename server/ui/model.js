@@ -2,6 +2,7 @@
 
 export const FREE = 0, CACHED = 1, USED = 2, PINNED = 3;
 export const STATES = ["free", "cached", "used", "pinned"];
+const MOST_NAMES = 16384;
 export const NOBODY = 0, PIN = -1;
 
 /** All cells of one tier. Cell i stands for the blocks 1 + i · perCell to (i + 1) · perCell. */
@@ -71,8 +72,11 @@ export class Decoder {
   /** A frame: {kind, status, engine, seconds, interval, steps, tiers, running, waiting, preemptions, totals, …}. */
   decode(message) {
     if (message.columns) this.#columns = message.columns;
-    if (message.kind === "all" && this.names.size > 16384) this.names.clear();
     for (const [key, name] of Object.entries(message.names ?? {})) this.names.set(Number(key), name);
+    for (const key of this.names.keys()) {
+      if (this.names.size <= MOST_NAMES) break;
+      this.names.delete(key); // the oldest
+    }
     const rows = (name) => (message[name] ?? []).map((row) => asObject(this.#columns[name], row));
     const seconds = message.seconds;
     return {

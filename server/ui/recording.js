@@ -5,6 +5,8 @@ import { TierState } from "./model.js";
 const SECONDS = 300;
 const BYTES = 96 * 1024 * 1024;
 const FRAMES_PER_KEY = 40;
+const BYTES_PER_CHANGE = 11; // of a cell: its index and what is told of it
+const BYTES_PER_ROW = 256; // of a list, about
 
 /** A bounded run of frames. Frames have numbers that only grow; the oldest are forgotten, a whole segment at a time. */
 export class Recording {
@@ -28,15 +30,20 @@ export class Recording {
   /** Adds a frame. tiers: the whole state with it, Map name → TierState; copied if it becomes a key. */
   add(frame, tiers) {
     const current = this.#segments.at(-1);
-    const changes = frame.tiers.reduce((sum, change) => sum + change.states.length * 11, 0) + 256 * frame.running.length;
-    if (!current || frame.kind === "all" || current.frames.length >= this.framesPerKey || current.bytes > 4 * current.keyBytes) {
+    const changes = frame.tiers.reduce((sum, change) => sum + change.states.length * BYTES_PER_CHANGE, 0);
+    const rows = 1024 + BYTES_PER_ROW * (frame.running.length + (frame.waiting?.length ?? 0));
+    const full = current && (current.frames.length >= this.framesPerKey || current.changes > 4 * current.keyBytes);
+    if (!current || full || frame.kind === "all") {
       const key = new Map([...tiers].map(([name, state]) => [name, state.clone()]));
-      const keyBytes = [...key.values()].reduce((sum, state) => sum + state.bytes, 4096);
+      const keyBytes = [...key.values()].reduce((sum, state) => sum + state.bytes, 0);
       // The key holds what the frame's cells would say.
-      this.#segments.push({ key, keyBytes, first: this.#next, frames: [{ ...frame, tiers: [] }], bytes: keyBytes });
+      this.#segments.push({
+        key, keyBytes, changes: 0, first: this.#next, frames: [{ ...frame, tiers: [] }], bytes: keyBytes + rows,
+      });
     } else {
       current.frames.push(frame);
-      current.bytes += changes;
+      current.changes += changes;
+      current.bytes += changes + rows;
     }
     this.#next += 1;
     this.#forget(frame.seconds);

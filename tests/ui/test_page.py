@@ -315,14 +315,14 @@ def test_the_recording_is_bounded_in_time_and_in_bytes(page: Page, url: str) -> 
                 return { first, last, bytes, owner, before: recording.at(0).number };
             };
             return [run(new Recording({ seconds: 100, framesPerKey: 10 }), 500),
-                    run(new Recording({ bytes: 50_000, framesPerKey: 10 }), 250)];
+                    run(new Recording({ bytes: 200_000, framesPerKey: 10 }), 250)];
         }"""
     )
     for told, last in zip(bounds, (499, 249), strict=True):
         assert told["last"] == last
         assert told["owner"] == told["first"] == told["before"]
     assert 390 <= bounds[0]["first"] <= 400
-    assert 20_000 < bounds[1]["bytes"] <= 50_000
+    assert 100_000 < bounds[1]["bytes"] <= 200_000
 
 
 # ── who may look ──────────────────────────────────────────────────────────────────────────────────────────────
