@@ -36,7 +36,7 @@ from octavo.engine.live import LiveReader
 from octavo.engine.messages import ReadLive
 from octavo.engine.prepare import prepare_model
 from octavo.server.limits import LIVE_CELLS
-from octavo.server.live import pause_after
+from octavo.server.live.hub import pause_after
 from scheduler import OctavoScheduler
 
 POOL_TOKENS = 65_536

@@ -14,7 +14,8 @@ from starlette.responses import Response
 from octavo.engine.views import BlockView
 from octavo.errors import ForbiddenError
 from octavo.server.limits import MAX_BLOCK_ID
-from octavo.server.live import Frame, LiveHub
+from octavo.server.live.hub import LiveHub
+from octavo.server.live.messages import Frame
 from octavo.server.responses import json_response
 from octavo.server.service import Service
 from octavo.server.streaming import Dialect, frame, open_stream
@@ -67,7 +68,7 @@ def ui_router(service: Service) -> APIRouter:
 
     @router.get("/stream")
     async def stream(request: Request) -> Response:
-        """What the map shows, as `octavo.server.live` describes it."""
+        """What the map shows, as `octavo.server.live.messages` describes it."""
         _check_origin(request)
         service.lifecycle.check_accepting()
         return await open_stream(request.receive, hub.watch(), _LIVE)

@@ -24,7 +24,8 @@ from octavo.server.limits import (
     MAX_LIVE_PREEMPTIONS,
     MAX_LIVE_VIEWERS,
 )
-from octavo.server.live import Frame, LiveHub, pause_after
+from octavo.server.live.hub import LiveHub, pause_after
+from octavo.server.live.messages import Frame
 
 Stream = AsyncGenerator[msgspec.Struct, None]
 

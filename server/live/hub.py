@@ -1,17 +1,4 @@
-"""The live map's source: one hub that asks the engine for as long as somebody looks, and tells all viewers.
-
-Everybody gets server-sent events whose data is one JSON object (`LiveMessage`):
-
-    kind      "all": everything there is; it replaces what was told before
-              "changes": what is different since the last message; lists of sequences come whole, they are short
-              "status": the engine gives no answer now; ``status`` says why
-    columns   in "all" only: what the rows of ``tiers``, ``running``, ``waiting`` and ``preemptions`` hold, in order
-    tiers     rows of `octavo.engine.views.TierCells`. Arrays are base64 of little-endian bytes; ``cells`` is int32 and
-              empty in "all", where the arrays are those of all cells
-    running, waiting, preemptions
-              rows of `octavo.engine.views`. Preemptions are the latest ones in "all", and new or changed ones after it
-    names     request's key → its id: all that are spoken of in "all", and those not told before in "changes"
-    totals    counters since the engine's start, for rates
+"""The hub of the live map: asks the engine for all viewers.
 
 Engines tell changes since their last answer, whoever asked: there can be only one hub for an engine.
 
@@ -23,19 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
-from octavo.engine.messages import EngineStats
-from octavo.engine.views import LiveView, PreemptionView, RunningView, TierCells, WaitingView
+from octavo.engine.views import LiveView
 from octavo.errors import EngineDeadError, EngineUnavailableError, TooManyRequestsError
 from octavo.server.limits import (
     LIVE_CELLS,
@@ -43,160 +25,20 @@ from octavo.server.limits import (
     LIVE_SHARE,
     LIVE_STATUS_SECONDS,
     MAX_LIVE_BEHIND,
-    MAX_LIVE_PREEMPTIONS,
     MAX_LIVE_VIEWERS,
 )
+from octavo.server.live.messages import Frame, LiveMessage, totals_of
+from octavo.server.live.picture import Picture
 
 if TYPE_CHECKING:
     from octavo.engine.client import EngineClient
 
-logger = logging.getLogger(__name__)
-
 STOPPED: Final = "stopped"
-
-_COLUMNS: Final = {
-    "tiers": TierCells.__struct_fields__,
-    "running": RunningView.__struct_fields__,
-    "waiting": WaitingView.__struct_fields__,
-    "preemptions": PreemptionView.__struct_fields__,
-}
-# Of `TierCells`, the arrays with an entry for each cell.
-_CELL_TYPES: Final = {"states": np.uint8, "owners": np.int32, "fills": np.uint8, "counts": np.uint8}
-
-
-class Totals(msgspec.Struct, frozen=True):
-    """Counters since the engine's start, of `octavo.engine.messages.EngineStats`; looked_up and found in tokens."""
-
-    prompt_tokens: int
-    generated_tokens: int
-    steps: int
-    step_seconds: float
-    preemptions: int
-    looked_up: int
-    found: int
-    evictions: int
-    shared: int
-    saved: int
-    finished: int
-
-
-class LiveMessage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One event's data; the module says what is in it.
-
-    Attributes:
-        engine: Engines before this one. steps: of this one.
-        seconds: On the hub's clock, which is steady and begins anywhere. interval: until the next message, about.
-        num_running, num_waiting: All of them; the lists hold the first so many.
-    """
-
-    kind: str
-    status: str
-    engine: int
-    seconds: float
-    interval: float = 0.0
-    steps: int = 0
-    columns: dict[str, tuple[str, ...]] | None = None
-    tiers: list[TierCells] = []
-    running: list[RunningView] = []
-    num_running: int = 0
-    waiting: list[WaitingView] = []
-    num_waiting: int = 0
-    preemptions: list[PreemptionView] = []
-    names: dict[int, str] = {}
-    totals: Totals | None = None
-
-
-class Frame(msgspec.Struct, frozen=True):
-    """An event as it goes out; all viewers share its bytes."""
-
-    data: bytes
 
 
 def pause_after(engine_seconds: float, own_seconds: float) -> float:
     """Seconds between an answer and the next question, given what the answer cost the engine and this process."""
     return max(LIVE_INTERVAL_SECONDS, max(engine_seconds, own_seconds) / LIVE_SHARE)
-
-
-@dataclass(frozen=True)
-class _Tier:
-    """All cells of a tier as they were last told: arrays by the names in `_CELL_TYPES`."""
-
-    tier: str
-    num_blocks: int
-    blocks_per_cell: int
-    arrays: dict[str, npt.NDArray[Any]]
-
-    @classmethod
-    def of(cls, told: TierCells) -> _Tier:
-        arrays = {name: np.frombuffer(getattr(told, name), kind).copy() for name, kind in _CELL_TYPES.items()}
-        return cls(told.tier, told.num_blocks, told.blocks_per_cell, arrays)
-
-    def takes(self, told: TierCells) -> bool:
-        """Whether these are changes of this tier."""
-        return (self.num_blocks, self.blocks_per_cell) == (told.num_blocks, told.blocks_per_cell)
-
-    def update(self, told: TierCells) -> None:
-        cells = np.frombuffer(told.cells, np.int32)
-        for name, kind in _CELL_TYPES.items():
-            self.arrays[name][cells] = np.frombuffer(getattr(told, name), kind)
-
-    def whole(self) -> TierCells:
-        arrays = {name: array.tobytes() for name, array in self.arrays.items()}
-        return TierCells(self.tier, self.num_blocks, self.blocks_per_cell, b"", **arrays)
-
-
-class _Picture:
-    """What viewers have been told, so that another one can be told all of it at once."""
-
-    def __init__(self) -> None:
-        self._tiers: dict[str, _Tier] = {}
-        self._preemptions: dict[int, tuple[float, PreemptionView]] = {}
-        self._names: dict[int, str] = {}
-        self._latest: LiveMessage | None = None
-
-    @property
-    def empty(self) -> bool:
-        return self._latest is None
-
-    def fits(self, view: LiveView, engine: int) -> bool:
-        """Whether an answer tells changes of what is here: the same engine's, with the same tiers."""
-        told = {tier.tier: tier for tier in view.tiers}
-        same_engine = self._latest is not None and self._latest.engine == engine
-        same_tiers = told.keys() == self._tiers.keys()
-        return same_engine and same_tiers and all(tier.takes(told[name]) for name, tier in self._tiers.items())
-
-    def change(self, message: LiveMessage) -> LiveMessage:
-        """Takes an answer in; returns it as viewers are told it who know what came before."""
-        for told in message.tiers:
-            if self.empty:
-                self._tiers[told.tier] = _Tier.of(told)
-            else:
-                self._tiers[told.tier].update(told)
-        self._preemptions |= {view.number: (message.seconds, view) for view in message.preemptions}
-        for number in sorted(self._preemptions)[:-MAX_LIVE_PREEMPTIONS]:
-            del self._preemptions[number]
-        news = {key: name for key, name in message.names.items() if key not in self._names}
-        past = {key for _, view in self._preemptions.values() for key in (view.victim, view.beneficiary)}
-        self._names = {key: name for key, name in self._names.items() if key in past} | message.names
-        self._latest = message
-        return msgspec.structs.replace(message, names=news)
-
-    def whole(self, status: str) -> LiveMessage:
-        """All of it, at a time when the engine has this status."""
-        assert self._latest is not None
-        now = self._latest.seconds
-        preemptions = [
-            msgspec.structs.replace(view, ago=view.ago + now - told) for told, view in self._preemptions.values()
-        ]
-        return msgspec.structs.replace(
-            self._latest,
-            kind="all",
-            status=status,
-            columns=_COLUMNS,
-            tiers=[tier.whole() for tier in self._tiers.values()],
-            preemptions=preemptions,
-            names=self._names,
-        )
 
 
 class _Viewer:
@@ -281,7 +123,7 @@ class LiveHub:
                 self._forget()
 
     def _forget(self) -> None:
-        self._picture = _Picture()
+        self._picture = Picture()
         self._whole: Frame | None = None
         self._status = ""
         self._own_seconds = 0.0  # since the last answer
@@ -321,12 +163,12 @@ class LiveHub:
             try:
                 view = await self._answer(self._client.live(fresh=fresh, most_cells=LIVE_CELLS))
             except (EngineUnavailableError, EngineDeadError):
-                self._picture, self._whole, fresh = _Picture(), None, True
+                self._picture, self._whole, fresh = Picture(), None, True
                 self._tell_status()
             else:
                 cost, fresh = view.cost, not (fresh or self._picture.fits(view, self._client.restarts))
                 if fresh:
-                    self._picture, self._whole = _Picture(), None
+                    self._picture, self._whole = Picture(), None
                 else:
                     self._tell(view)
             await self._rest(cost)
@@ -391,7 +233,7 @@ class LiveHub:
             num_waiting=view.num_waiting,
             preemptions=view.preemptions,
             names={key: name for key, name in names.items() if name is not None},
-            totals=_totals(self._client.stats),
+            totals=totals_of(self._client.stats),
         )
 
     def _tell_status(self) -> None:
@@ -418,19 +260,3 @@ class LiveHub:
         frame = Frame(b"data: " + msgspec.json.encode(message) + b"\n\n")
         self._own_seconds += self._clock() - began
         return frame
-
-
-def _totals(stats: EngineStats) -> Totals:
-    return Totals(
-        prompt_tokens=stats.prompt_tokens,
-        generated_tokens=stats.generated_tokens,
-        steps=stats.steps,
-        step_seconds=stats.step_seconds,
-        preemptions=stats.num_preemptions,
-        looked_up=stats.prefix_queries,
-        found=sum(stats.prefix_hits.values()),
-        evictions=stats.evictions,
-        shared=stats.blocks_shared,
-        saved=stats.blocks_saved,
-        finished=sum(stats.finished.values()),
-    )
