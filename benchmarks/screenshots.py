@@ -26,7 +26,7 @@ from octavo.config import EngineConfig
 from octavo.engine.prepare import prepare_model
 
 SESSIONS = 16
-OPTIONS = ["--num-blocks", "170", "--swap-space", "48MiB", "--lookahead", "0", "--max-num-seqs", "14"]
+OPTIONS = ["--num-blocks", "130", "--swap-space", "48MiB", "--lookahead", "0", "--max-num-seqs", "12"]
 SYSTEM = "You are a careful librarian who answers in full sentences and names the shelf. " * 8
 TOPICS = ("binding", "paper", "ink", "folios", "maps", "vellum", "printers", "watermarks", "catalogues", "indexes")
 SIZE = {"width": 1480, "height": 960}
@@ -94,8 +94,9 @@ async def take(browser: Browser, url: str, folder: Path) -> None:
     await dark.keyboard.press("Escape")
     await dark.mouse.move(2, 2)
     await dark.focus("#slider")
-    for _ in range(12):
-        await dark.keyboard.press("PageDown")
+    first, last = await dark.evaluate("[octavo.frames().first, octavo.frames().last]")
+    for _ in range((last - first) // 3):
+        await dark.keyboard.press("ArrowLeft")
     await dark.wait_for_timeout(300)
     await dark.click("#scheme")
     await dark.wait_for_timeout(300)

@@ -2,7 +2,11 @@
 
 const GOLDEN_ANGLE = 137.508;
 
-// Neighbouring keys differ in lightness as well as in hue, for eyes that tell few hues apart.
+const FIRST_HUE = 250;
+const SLOTS = 24;
+const MOST_SLOTS = 8192;
+
+// Neighbours differ in lightness as well as in hue, for eyes that tell few hues apart.
 const SCHEMES = {
   dark: { paper: [19, 24, 32], free: [33, 40, 51], cached: [86, 97, 115], hatch: [58, 67, 82], pin: [242, 193, 78],
           mark: [255, 255, 255], ink: [10, 13, 18], lightness: [0.72, 0.82, 0.62], chroma: 0.135, text: "#e7ebf2",
@@ -12,25 +16,50 @@ const SCHEMES = {
            muted: "#667085", grid: "#dfe3ea", accent: "#1f6fd0" },
 };
 
+/**
+ * Which request has which colour, by number. Whoever comes gets the first one that none of those has who are there, so
+ * that a few requests look as different as can be; and keeps it. Schemes share this.
+ */
+export class Slots {
+  #slots = new Map();
+  #present = [];
+
+  /** Says whose colours should not be given to others now. */
+  keep(keys) {
+    this.#present = keys;
+  }
+
+  of(key) {
+    let slot = this.#slots.get(key);
+    if (slot === undefined) {
+      const taken = new Set(this.#present.map((present) => this.#slots.get(present)));
+      for (slot = 0; taken.has(slot); ) slot++;
+      if (slot === 0 && taken.size === 0) slot = this.#slots.size % SLOTS; // nobody is known to be there: in turn
+      this.#slots.set(key, slot);
+      for (const oldest of this.#slots.keys()) {
+        if (this.#slots.size <= MOST_SLOTS) break;
+        this.#slots.delete(oldest);
+      }
+      if (!this.#present.includes(key)) this.#present.push(key);
+    }
+    return slot;
+  }
+}
+
 /** The colours of a scheme; rgb triples but for text, muted, grid and accent. */
 export class Palette {
-  #owners = new Map();
+  #colours = [];
 
-  constructor(name) {
+  constructor(name, slots = new Slots()) {
     this.name = name;
+    this.slots = slots;
     Object.assign(this, SCHEMES[name]);
   }
 
   /** A request's colour, by its key. */
   ofRequest(key) {
-    let colour = this.#owners.get(key);
-    if (colour === undefined) {
-      colour = fromOklch(this.lightness[key % 3], this.chroma, (key * GOLDEN_ANGLE) % 360);
-      // Forgotten from time to time: keys only grow.
-      if (this.#owners.size > 4096) this.#owners.clear();
-      this.#owners.set(key, colour);
-    }
-    return colour;
+    const slot = this.slots.of(key);
+    return (this.#colours[slot] ??= fromOklch(this.lightness[slot % 3], this.chroma, (slot * GOLDEN_ANGLE + FIRST_HUE) % 360));
   }
 }
 

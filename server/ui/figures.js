@@ -75,7 +75,8 @@ export class Figures {
     const end = this.#points.findLastIndex((point) => point.seconds <= seconds);
     const points = this.#points.slice(0, end + 1).filter((point) => point.seconds > seconds - SHOWN_SECONDS);
     for (const tile of this.tiles) {
-      const value = points.at(-1)?.values[tile.id] ?? null;
+      // Where nothing was done, what was found last still says something.
+      const value = points.findLast((point) => point.values[tile.id] !== null)?.values[tile.id] ?? null;
       const text = value === null ? "—" : tile.text(value);
       if (tile.value.textContent !== text) tile.value.textContent = text;
       tile.canvas.setAttribute("aria-label", `${tile.title}: ${text} ${tile.unit}`);

@@ -1,6 +1,6 @@
 // The page: what the stream says goes into the recording, and from there, now or later, onto the screen.
 
-import { css, Palette } from "./colours.js";
+import { css, Palette, Slots } from "./colours.js";
 import { Figures } from "./figures.js";
 import { element, Lists } from "./lists.js";
 import { CACHED, Decoder, FREE, PINNED, STATES, USED } from "./model.js";
@@ -11,6 +11,8 @@ import { Tooltip } from "./tooltip.js";
 import { duration, number, plural } from "./words.js";
 
 const HEIGHTS = { device: 440, host: 170, disk: 170 };
+const CAUGHT_UP_SECONDS = 1;
+const REPLAY_SPEED = 1.25; // at exactly 1 it would never catch up
 const MOST_SHARED = 128; // shared blocks that are looked into for a selected request
 
 const find = (id) => document.getElementById(id);
@@ -29,7 +31,8 @@ class Page {
 
   constructor() {
     const dark = matchMedia("(prefers-color-scheme: dark)");
-    this.palette = new Palette(dark.matches ? "dark" : "light");
+    this.slots = new Slots();
+    this.palette = new Palette(dark.matches ? "dark" : "light", this.slots);
     this.figures = new Figures(find("figures"), this);
     this.lists = new Lists(this);
     this.tooltip = new Tooltip(find("tooltip"), this);
@@ -54,6 +57,8 @@ class Page {
     this.#showStatus(frame.status, frame.interval);
     if (frame.kind === "status") return;
     const changed = this.live.apply(frame);
+    this.slots.keep([...frame.running, ...frame.waiting].map((row) => row.key));
+    for (const row of [...frame.running, ...frame.waiting]) this.slots.of(row.key);
     this.recording.add(frame, this.live.tiers);
     this.lists.note(frame);
     this.figures.note(frame, this.live.tiers);
@@ -133,14 +138,14 @@ class Page {
   }
 
   #setScheme(name) {
-    this.palette = new Palette(name);
+    this.palette = new Palette(name, this.slots);
     document.documentElement.style.colorScheme = name;
     find("scheme").textContent = name === "dark" ? "Light" : "Dark";
     for (const map of this.maps.values()) {
       map.palette = this.palette;
       map.repaint();
     }
-    showLegend(this.palette);
+    showLegend(new Palette(name));
     this.#showRest();
   }
 
@@ -240,10 +245,11 @@ class Page {
     const from = this.recording.frame(this.number).seconds, began = performance.now();
     const tick = () => {
       if (this.mode !== "playing") return;
-      const now = from + (performance.now() - began) / 1000;
+      const now = from + (REPLAY_SPEED * (performance.now() - began)) / 1000;
       let next = this.number;
       while (next < this.recording.last && this.recording.frame(next + 1).seconds <= now) next++;
-      if (next >= this.recording.last) {
+      // New frames go on coming: whoever is this close behind them has caught up.
+      if (this.recording.frame(this.recording.last).seconds - now < CAUGHT_UP_SECONDS) {
         this.goLive();
         return;
       }

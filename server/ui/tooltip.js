@@ -6,6 +6,7 @@ import { PIN, STATES } from "./model.js";
 import { duration, plural } from "./words.js";
 
 const DEBOUNCE = 110; // milliseconds of rest before the engine is asked
+const MOST_OWNERS = 8;
 
 export class Tooltip {
   #timer = 0;
@@ -54,7 +55,8 @@ export class Tooltip {
   #owner(key, sequence, tenant) {
     const swatch = element("span", "swatch");
     swatch.style.background = css(this.page.palette.ofRequest(key));
-    return element("div", "owner", swatch, this.page.names.get(key) ?? `request ${key}`, element("span", "quiet", sequence, tenant));
+    const name = element("span", "id", this.page.names.get(key) ?? `request ${key}`);
+    return element("div", "owner", swatch, name, element("span", "quiet", sequence, tenant));
   }
 
   async #ask(map, cell, at) {
@@ -76,15 +78,16 @@ export class Tooltip {
       element("div", "which", `${block.tier} block ${block.block.toLocaleString("en")}`, " ", element("em", "", block.state)),
       element("div", "fill", `${block.filled} of ${plural(block.size, "slot")} filled`),
     ];
-    for (const owner of block.owners.slice(0, 8)) {
+    for (const owner of block.owners.slice(0, MOST_OWNERS)) {
       if (owner.key === 0) {
         lines.push(element("div", "", `pin ${owner.index} of ${owner.tenant}, its block ${owner.position}`));
         continue;
       }
       if (owner.request) this.page.names.set(owner.key, owner.request);
-      lines.push(this.#owner(owner.key, ` sequence ${owner.index}, its block ${owner.position}`, ` · ${owner.tenant}`));
+      lines.push(this.#owner(owner.key, `sequence ${owner.index}, its block ${owner.position}`, ` · ${owner.tenant}`));
     }
-    if (block.owners.length > 8) lines.push(element("div", "quiet", `and ${block.owners.length - 8} more`));
+    const more = block.owners.length - MOST_OWNERS;
+    if (more > 0) lines.push(element("div", "quiet", `and ${more} more`));
     const facts = [
       ["hash", block.hash ?? "not in the prefix cache"],
       ["parent", block.parent === null ? null : block.parent === 0 ? "none: it begins a prompt" : `block ${block.parent.toLocaleString("en")}`],

@@ -231,7 +231,7 @@ def test_replay_goes_on_from_where_it_stands_and_becomes_live_at_its_end(
     page: Page, url: str, painted: LiveEngine
 ) -> None:
     opened(page, url)
-    until(page, "octavo.frames().last >= 4")
+    until(page, "octavo.frames().last >= 12")
     page.focus("#slider")
     page.keyboard.press("Home")
     page.click("#pause")
