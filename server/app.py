@@ -37,6 +37,7 @@ from octavo.server.routes.pins import pins_router
 from octavo.server.routes.requests import requests_router
 from octavo.server.routes.responses import responses_router
 from octavo.server.routes.tokenizer_info import tokenizer_info_router
+from octavo.server.routes.ui import ui_router
 from octavo.server.service import Service
 from octavo.server.tools.formats import tool_support
 
@@ -53,6 +54,7 @@ _ROUTERS: Final = (
     pins_router,
     requests_router,
     health_router,
+    ui_router,
 )
 
 

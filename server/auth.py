@@ -14,11 +14,31 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from octavo.errors import AuthenticationError, ForbiddenError, NotFoundError
 from octavo.server.keys import Identity, Keys
 
-# What balancers and probes ask, which have no key.
-PUBLIC: Final = frozenset({"/health", "/ready", "/version"})
+# What balancers and probes ask, which have no key; and the live map's page, which holds no data and asks for a key.
+PUBLIC: Final = frozenset(
+    {
+        "/health",
+        "/ready",
+        "/version",
+        "/ui",
+        "/ui/colours.js",
+        "/ui/figures.js",
+        "/ui/lists.js",
+        "/ui/main.js",
+        "/ui/model.js",
+        "/ui/recording.js",
+        "/ui/stream.js",
+        "/ui/style.css",
+        "/ui/tier_map.js",
+        "/ui/tooltip.js",
+        "/ui/words.js",
+    }
+)
 METRICS: Final = "/metrics"
 # The metrics name the tenants, and their counts of cache misses tell whether another tenant has asked the same.
 ADMIN: Final = frozenset({METRICS})
+# Whatever is below these, be it there or not: the live map tells of all tenants' requests.
+ADMIN_FOLDERS: Final = ("/ui/",)
 
 ANONYMOUS: Final = Identity()
 
@@ -52,7 +72,7 @@ class Authenticator:
         if not path.isprintable():
             # Routes match with a newline behind them, too, and would then not be the ones in ADMIN.
             raise NotFoundError(f"no such route: {path!r}")
-        if path in ADMIN and not identity.admin:
+        if (path in ADMIN or path.startswith(ADMIN_FOLDERS)) and not identity.admin:
             raise ForbiddenError(f"{path} needs an API key that is marked admin", code="admin_key_required")
         return identity
 

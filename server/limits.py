@@ -49,3 +49,12 @@ SPAN_SECONDS: Final = 2.0  # that spans are collected before they are sent
 MAX_TOLD_STORIES: Final = 8  # in one span, of a request with many prompts
 STORY_SECONDS: Final = 5.0  # for the engine to tell one
 LAST_SPANS_SECONDS: Final = 3.0  # that stopping waits for the collector
+
+MAX_LIVE_VIEWERS: Final = 8  # of the live map
+MAX_LIVE_BEHIND: Final = 8  # messages that wait for one of them; one that is further behind is told everything anew
+MAX_LIVE_PREEMPTIONS: Final = 64  # the latest, which a new viewer is told of
+LIVE_INTERVAL_SECONDS: Final = 0.25  # at least, between two looks at the engine
+LIVE_SHARE: Final = 0.01  # of its time, and of the front end's, at most
+LIVE_STATUS_SECONDS: Final = 0.5  # how soon viewers learn that the engine is silent
+LIVE_CELLS: Final = 131_072  # of each tier; a larger one shows several blocks as one
+MAX_BLOCK_ID: Final = 2**31 - 1

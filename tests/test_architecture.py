@@ -124,3 +124,4 @@ def test_wheel_holds_only_octavo(tmp_path: Path) -> None:
         ours = {str(file.relative_to(ROOT)) for file in (ROOT / folder).rglob("*.py")}
         assert {name for name in shipped if name.endswith(".py")} == ours
     assert "octavo/py.typed" in names
+    assert {f"octavo/server/ui/{file.name}" for file in (ROOT / "server" / "ui").iterdir()} <= set(names)

@@ -94,6 +94,16 @@ def test_no_spelling_of_a_path_shows_a_tenant_the_metrics(connect: Connect) -> N
         assert "octavo_kv" not in str(body), target
 
 
+def test_no_spelling_of_a_path_shows_a_tenant_the_live_map(connect: Connect, engine: FakeEngine) -> None:
+    engine.status = "stopped"  # so that a stream would have an end
+    for target in (*(trick.replace(b"metrics", b"ui/stream") for trick in TRICKS), b"/ui/stream", b"/u%69/stream?x"):
+        connection = connect()
+        send(connection, target, KEY)
+        status, body = read_answer(connection)
+        assert status in (200, 400, 403, 404)
+        assert "stopped" not in str(body), target
+
+
 def test_the_path_decides_and_nothing_around_it(connect: Connect) -> None:
     for target in (b"/health", b"/%68ealth", b"http://evil.example/health", b"/health?x=/metrics"):
         connection = connect()

@@ -18,8 +18,23 @@ from octavo.server.app import build_app
 from octavo.server.keys import Keys
 
 # Written out here again: whoever opens a route to everybody has to say so twice.
-PUBLIC = {"/health", "/ready", "/version"}
-ADMINS_ONLY = {"/metrics"}
+PUBLIC = {"/health", "/ready", "/version", "/ui"} | {
+    f"/ui/{name}"
+    for name in (
+        "colours.js",
+        "figures.js",
+        "lists.js",
+        "main.js",
+        "model.js",
+        "recording.js",
+        "stream.js",
+        "style.css",
+        "tier_map.js",
+        "tooltip.js",
+        "words.js",
+    )
+}
+ADMINS_ONLY = {"/metrics", "/ui/stream", "/ui/blocks/{tier}/{block}"}
 
 
 @pytest.fixture
@@ -42,7 +57,10 @@ def routes_of(app: FastAPI) -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("config", [ServerConfig(tokenizer_info=True)])  # all the routes that there can be
-async def test_every_route_is_behind_a_key_or_on_the_public_list(app: FastAPI, http: httpx.AsyncClient) -> None:
+async def test_every_route_is_behind_a_key_or_on_the_public_list(
+    app: FastAPI, http: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    engine.status = "stopped"  # so that the live map's stream has an end
     routes = set(routes_of(app))
     assert {("POST", "/v1/chat/completions"), ("GET", "/openapi.json")} <= routes
     open_routes, for_tenants = set(), set()

@@ -23,6 +23,7 @@ ELSEWHERE = {
     "octavo.scheduler.scheduler",  # takes a clock
     "octavo.server.chat.conversation",  # `octavo chat`
     "octavo.server.console",  # the start-up on a terminal
+    "octavo.server.live.hub",  # takes a clock
     "octavo.server.routes.response_answer",  # no simulated request gets there
 }
 NAMES_ELSEWHERE = {
