@@ -312,7 +312,7 @@ class Run:
     def _account(self, result: StepResult) -> None:
         keys = result.streams // stream_of(1, 0)
         self._service += OUTPUT_COST * np.bincount(self._tenants[keys], minlength=len(self._service))
-        for stream, hit in result.started:
+        for stream, hit, *_ in result.started:
             waited = self._waiting.pop(split_stream(stream)[0])
             name = self.scenario.tenants[waited.tenant].name
             self._first_tokens[name].append(self.now - waited.arrival)

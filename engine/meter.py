@@ -60,11 +60,11 @@ class StepMeter:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Measures one phase of a step, however it ends."""
-        began = time.perf_counter()
+        began = time.monotonic()
         try:
             yield
         finally:
-            self.phases[name] += time.perf_counter() - began
+            self.phases[name] += time.monotonic() - began
 
     def step(self, plan: StepPlan, seconds: float) -> None:
         """Counts a step that was planned."""

@@ -54,7 +54,7 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         request_id = _request_id(Headers(scope=scope))
-        record = RequestRecord(request_id)
+        record = RequestRecord(request_id, time.monotonic(), time.time_ns())
         scope.setdefault("state", {}).update(request_id=request_id, record=record)
         status = _CLIENT_LEFT
 

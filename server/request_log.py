@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from starlette.requests import HTTPConnection
@@ -46,8 +46,8 @@ class RequestRecord:
     """
 
     request_id: str
-    began: float = field(default_factory=time.monotonic)
-    began_at: int = field(default_factory=time.time_ns)
+    began: float = 0.0
+    began_at: int = 0
     ended: float = 0.0
     method: str = ""
     route: str = ""

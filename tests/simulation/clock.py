@@ -23,10 +23,12 @@ CLOCKED = (
     "octavo.engine.client",
     "octavo.engine.connection",
     "octavo.engine.core",
+    "octavo.engine.meter",
     "octavo.engine.process",
     "octavo.server.lifecycle",
-    "octavo.server.metrics",
+    "octavo.server.middleware",
     "octavo.server.protocol",
+    "octavo.server.request_timer",
     "octavo.server.routes.answer",
     "octavo.server.service",
 )
@@ -56,6 +58,10 @@ class VirtualTime:
     def time(self) -> float:
         """Seconds since 1970."""
         return _EPOCH + self.monotonic()
+
+    def time_ns(self) -> int:
+        """The same in nanoseconds."""
+        return int(self.time() * 1e9)
 
     def uuid4(self) -> uuid.UUID:
         """The next identifier."""

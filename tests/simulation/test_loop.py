@@ -17,14 +17,22 @@ from simulation.loop import Stuck, VirtualLoop
 
 # Modules that no simulated request gets to, or that are given another clock.
 ELSEWHERE = {
-    "octavo.block_manager.manager",  # takes a clock
+    "octavo.block_manager.manager",  # takes a clock, as the next one does
+    "octavo.block_manager.pool",
     "octavo.engine.host_link",  # copies tensors
+    "octavo.engine.live",  # measures what looking costs; no simulated request is looked at
     "octavo.engine.machine",  # `octavo doctor` measures with it
     "octavo.scheduler.scheduler",  # takes a clock
     "octavo.server.chat.conversation",  # `octavo chat`
     "octavo.server.console",  # the start-up on a terminal
-    "octavo.server.live.hub",  # takes a clock
+    "octavo.server.course",  # takes a clock, as the next four do, and tells the log
+    "octavo.server.live.hub",
+    "octavo.server.open_requests",
+    "octavo.server.request_log",
+    "octavo.server.stats_line",
     "octavo.server.routes.response_answer",  # no simulated request gets there
+    "octavo.server.commands.top",  # `octavo top`, as the next one
+    "octavo.server.top.client",
 }
 NAMES_ELSEWHERE = {
     "octavo.server.keys",  # makes them for `octavo key`
