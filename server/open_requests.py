@@ -118,6 +118,15 @@ class OpenRequests:
         """The request that an engine's request belongs to; None if it was never here, or ended too long ago."""
         return self._by_request_id.get(request_id)
 
+    def name_of(self, key: int) -> str | None:
+        """What to call the request that has this key in the engine's views: its client's name for it, else ours.
+
+        None if it was never here, or ended too long ago.
+        """
+        request_id = self._client.request_of(key)
+        entry = None if request_id is None else self.holder_of(request_id)
+        return request_id if entry is None else entry.name or request_id
+
     def listed(self, identity: Identity) -> list[OpenRequest]:
         """The open requests that the caller may know of, as they came."""
         return [entry for entry in self._entries if entry.visible_to(identity)]

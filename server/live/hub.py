@@ -71,7 +71,7 @@ class LiveHub:
     """Tells viewers what the engine shows.
 
     Args:
-        client: The engine.
+        client: The engine. name_of: what to call the request that has a key; by default its id there.
         most_viewers: So many may look at a time.
         clock: Seconds. sleep: as `asyncio.sleep`.
     """
@@ -79,12 +79,14 @@ class LiveHub:
     def __init__(
         self,
         client: EngineClient,
+        name_of: Callable[[int], str | None] | None = None,
         *,
         most_viewers: int = MAX_LIVE_VIEWERS,
         clock: Callable[[], float] = time.perf_counter,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._client = client
+        self._name_of = name_of or client.request_of
         self._most_viewers = most_viewers
         self._clock = clock
         self._sleep = sleep
@@ -218,7 +220,7 @@ class LiveHub:
         keys = {row.key for row in view.running}
         keys |= {key for row in view.waiting for key in (row.key, row.behind)}
         keys |= {key for row in view.preemptions for key in (row.victim, row.beneficiary)}
-        names = {key: self._client.request_of(key) for key in keys}
+        names = {key: self._name_of(key) for key in keys}
         return LiveMessage(
             kind="changes",
             status=self._client.status,

@@ -61,7 +61,7 @@ _LIVE: Final = Dialect(frame=_event, heartbeat=b": nothing new\n\n")
 def ui_router(service: Service) -> APIRouter:
     """The live map's routes. They are the page's own and no API: the document at /openapi.json has none of them."""
     router = APIRouter(prefix="/ui", include_in_schema=False)
-    hub = LiveHub(service.client)
+    hub = LiveHub(service.client, service.open_requests.name_of)
 
     for name in (PAGE, *ASSETS):
         router.add_api_route("" if name == PAGE else f"/{name}", _file_route(name), methods=["GET"])
@@ -104,7 +104,7 @@ def _check_origin(request: Request) -> None:
 
 def _with_names(service: Service, view: BlockView) -> dict[str, Any]:
     owners = [
-        {**msgspec.structs.asdict(owner), "request": service.client.request_of(owner.key)} for owner in view.owners
+        {**msgspec.structs.asdict(owner), "request": service.open_requests.name_of(owner.key)} for owner in view.owners
     ]
     told = {name: value for name, value in msgspec.structs.asdict(view).items() if name != "ticket"}
     return {**told, "owners": owners}

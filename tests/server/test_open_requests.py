@@ -21,6 +21,9 @@ class Client:
     def __init__(self, *running: str) -> None:
         self.running = set(running)
 
+    def request_of(self, key: int) -> str | None:
+        return str(key) if str(key) in self.running else None
+
     def abort(self, request_id: str) -> bool:
         known = request_id in self.running
         self.running.discard(request_id)
@@ -40,6 +43,13 @@ def test_any_name_aborts_all_that_the_engine_runs_of_it() -> None:
         assert open_requests.abort("mine", ADA)
         assert client.running == {"3"}
         assert not open_requests.abort("cmpl-1", ADMIN), "it does not run any more"
+
+
+def test_a_key_is_told_by_the_name_that_a_client_knows() -> None:
+    open_requests = OpenRequests(Client("1", "2", "3"), Lifecycle())  # type: ignore[arg-type]
+    with open_requests.entered([request("1")], ["cmpl-1", "mine"]), open_requests.entered([request("2")], []):
+        assert [open_requests.name_of(key) for key in (1, 2, 3, 4)] == ["cmpl-1", "2", "3", None]
+    assert open_requests.name_of(1) == "cmpl-1"
 
 
 def test_what_ended_is_forgotten_and_its_namesake_is_not() -> None:
