@@ -3,6 +3,8 @@
     python benchmarks/steps.py                                  # the default model
     GOMP_SPINCOUNT=300000 python benchmarks/steps.py --shapes 1x200x1 16x300x1
 
+    python benchmarks/steps.py --dtypes float32 bfloat16        # each shape with both in turn
+
 A shape is SEQUENCES x CONTEXT x NEW: that many sequences of that length, of which the last NEW tokens are computed.
 """
 
@@ -44,13 +46,18 @@ def main() -> int:
     parser.add_argument("--model", help="as for `octavo serve`")
     parser.add_argument("--shapes", nargs="+", default=["1x200x1", "16x300x1", "1x512x512", "1x940x40"])
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--dtypes", nargs="+", default=["auto"], help="as for `octavo serve --dtype`")
     options = parser.parse_args()
     chosen = {"model": options.model} if options.model else {}
-    llm = LLM(**chosen, num_blocks=4096, max_num_batched_tokens=16_384)
+    models = {
+        dtype: LLM(**chosen, dtype=dtype, num_blocks=4096, max_num_batched_tokens=16_384) for dtype in options.dtypes
+    }
     for shape in options.shapes:
         sequences, context, new = map(int, shape.split("x"))
-        taken = milliseconds(llm, sequences, context, new, options.repeats)
-        print(f"{shape:>16}  {taken:8.1f} ms  {sequences * new / taken * 1e3:10,.0f} tokens/s")
+        for dtype, llm in models.items():
+            taken = milliseconds(llm, sequences, context, new, options.repeats)
+            speed = sequences * new / taken * 1e3
+            print(f"{shape:>16}  {dtype:>10}  {taken:8.1f} ms  {speed:10,.0f} tokens/s")
     return 0
 
 
