@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -25,6 +26,8 @@ class Terminal:
         self._unread = 0  # what was seen and has been waited for ends here
         self._pid, self._fd = pty.fork()
         if self._pid == 0:
+            # As a shell does it: tests that run in the background ignore Ctrl-C, and their children would, too.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.execve(command[0], list(command), dict(environment))
 
     def __enter__(self) -> Terminal:
