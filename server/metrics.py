@@ -89,20 +89,26 @@ class Metrics:
         self.finished = Counter(
             "octavo_requests_finished", "Requests that ended", ("tenant", "reason"), registry=registry
         )
-        unreadable = Counter("octavo_exporter_errors", "Metrics that could not be read", registry=registry)
+        self._unreadable = unreadable = Counter(
+            "octavo_exporter_errors", "Metrics that could not be read", registry=registry
+        )
         registry.register(_Readings(client, lifecycle, unreadable))
         if compatible == "vllm":
             registry.register(_Reading(partial(vllm_metrics, client, self, model_name), unreadable))
 
     def render(self) -> bytes:
         """Everything, in Prometheus' text format."""
+        list(_Reading(self._with_all_tenants, self._unreadable).collect())
+        return generate_latest(self._registry)
+
+    def _with_all_tenants(self) -> Iterable[Metric]:
+        """Has counters begin with 0 for each tenant: an increase from nothing to something is none to Prometheus."""
         for tenant in self._client.stats.blocks_by_tenant:
-            # Made known with 0: an increase from nothing to something is none to Prometheus.
             for kind in TOKEN_KINDS:
                 self.request_tokens.labels(tenant, kind)
             for reason in END_REASONS:
                 self.finished.labels(tenant, reason)
-        return generate_latest(self._registry)
+        return ()
 
     def _latencies(self, name: str, text: str) -> Histogram:
         return self._histogram(name, text, _LATENCIES)
