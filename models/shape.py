@@ -159,7 +159,8 @@ class ModelShape:
         Args:
             requested: One of `SERVED_DTYPES`, or ``auto`` for the checkpoint's own; bfloat16 stands in for float32,
                 which costs twice the memory and time for digits that nobody reads, and for types we do not compute in.
-                On a CPU without instructions for that type it is float32 after all, several times faster there.
+                On a CPU without instructions for that type it is float32 after all, which prompts and batches are
+                several times faster in there.
             device: "cpu" or "cuda".
 
         Raises:
