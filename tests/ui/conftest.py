@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 1400, 900
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Debian's Chromium."""
+    """Debian's Chromium; not for the session: playwright keeps a loop running, which other tests must not find."""
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
         pytest.skip("there is no chromium: `apt-get install chromium`")
