@@ -144,8 +144,7 @@ class State:
 
     def note_wait(self, sequence: Sequence, wait: Wait) -> None:
         """Notes why a sequence waits."""
-        if wait.reason is not sequence.wait.reason:
-            sequence.request.history.wait(self.clock(), sequence.index, wait)
+        sequence.request.history.wait(self.clock(), sequence.index, wait)
         sequence.wait = wait
 
     def run(self, sequence: Sequence) -> None:

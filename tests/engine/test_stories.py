@@ -94,6 +94,17 @@ def test_a_preemption_and_what_it_cost() -> None:
     assert len(events(tell(engine, 3), "admitted")) == 1 + len(events(tell(engine, 3), "preempted"))
 
 
+def test_the_same_reason_is_told_again_after_a_preemption() -> None:
+    history = History(1, "default", 3, arrival=0.0)
+    for at in (1.0, 2.0):
+        history.wait(at, 0, Wait(WaitReason.BLOCKS))
+    history.add(3.0, EventKind.PREEMPTED, 0)
+    history.wait(4.0, 0, Wait(WaitReason.BLOCKS))
+    assert [(event.time, str(event.kind)) for event in history.events] == [
+        *((1.0, "waiting"), (3.0, "preempted"), (4.0, "waiting")),
+    ]
+
+
 def test_siblings_are_told_apart() -> None:
     engine = Engine(num_blocks=16)
     engine.add(1, prompt(5), plain(2, n=3))
