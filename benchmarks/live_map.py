@@ -19,12 +19,13 @@ import gc
 import json
 import statistics
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 
 import httpx
+from loadgen.beside import beside
 from loadgen.load import RequestLoad
 from loadgen.metrics import Slo
 from loadgen.peers import RunningPeer, known_peers, running
@@ -90,18 +91,6 @@ class Viewer:
                 self.bytes += len(chunk)
 
 
-@contextlib.asynccontextmanager
-async def looking(server: RunningPeer, viewer: Viewer) -> AsyncIterator[None]:
-    """Somebody looks, for the length of a with-block."""
-    task = asyncio.create_task(viewer.look(server.target.base_url.removesuffix("/v1")))
-    try:
-        yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-
 async def rate(server: RunningPeer, load: RequestLoad, seed: int) -> float:
     """Output tokens per second of one turn."""
     run = await load.run(server.target, PromptMaker(seed, None), slo=Slo(), progress=lambda trace: None)
@@ -114,11 +103,12 @@ async def compare(load: RequestLoad, repeats: int) -> list[Pair]:
     peer = known_peers(prepare_model(EngineConfig()).folder, None, POOL_TOKENS)["octavo"]
     pairs = []
     async with running(peer, start_timeout=600, request_timeout=600) as server:
+        url = server.target.base_url.removesuffix("/v1")
         await rate(server, load, 0)
         for turn in range(1, repeats + 1):
             rates, viewer = {}, Viewer()
             for is_open in (turn % 2 == 0, turn % 2 == 1):
-                async with looking(server, viewer) if is_open else contextlib.nullcontext():
+                async with beside(viewer.look(url)) if is_open else contextlib.nullcontext():
                     rates[is_open] = await rate(server, load, 2 * turn + is_open)
             pairs.append(Pair(rates[False], rates[True], viewer.messages, viewer.bytes / 1e6))
             print(f"pair {turn}: closed {pairs[-1].closed:.1f}, open {pairs[-1].open:.1f} tokens/s", file=sys.stderr)

@@ -16,7 +16,6 @@ import contextlib
 import json
 import statistics
 import sys
-from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +23,7 @@ from time import perf_counter
 
 import httpx
 from frontend import OPTIONS, STREAMS, write_tiny_model
+from loadgen.beside import beside
 from loadgen.load import RequestLoad
 from loadgen.metrics import Slo
 from loadgen.peers import Peer, RunningPeer, known_peers, running
@@ -50,25 +50,15 @@ class Pair:
     scrapes: list[float]
 
 
-@contextlib.asynccontextmanager
-async def scraping(server: RunningPeer, times: list[float]) -> AsyncIterator[None]:
-    """Asks for all metrics every second, for the length of a with-block."""
-
-    async def ask() -> None:
-        async with httpx.AsyncClient(timeout=30) as http:
-            while True:
-                began = perf_counter()
-                (await http.get(server.target.base_url.removesuffix("/v1") + "/metrics")).raise_for_status()
-                times.append(1000 * (perf_counter() - began))
-                await asyncio.sleep(INTERVAL)
-
-    task = asyncio.create_task(ask())
-    try:
-        yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+async def scrape(server: RunningPeer, times: list[float]) -> None:
+    """Asks for all metrics every second, for ever."""
+    url = server.target.base_url.removesuffix("/v1") + "/metrics"
+    async with httpx.AsyncClient(timeout=30) as http:
+        while True:
+            began = perf_counter()
+            (await http.get(url)).raise_for_status()
+            times.append(1000 * (perf_counter() - began))
+            await asyncio.sleep(INTERVAL)
 
 
 async def turn(server: RunningPeer, load: RequestLoad, seed: int) -> Turn:
@@ -86,7 +76,7 @@ async def compare(peer: Peer, load: RequestLoad, repeats: int) -> list[Pair]:
         for number in range(1, repeats + 1):
             turns, times = {}, list[float]()
             for scraped in (number % 2 == 0, number % 2 == 1):
-                async with scraping(server, times) if scraped else contextlib.nullcontext():
+                async with beside(scrape(server, times)) if scraped else contextlib.nullcontext():
                     turns[scraped] = await turn(server, load, 2 * number + scraped)
             pairs.append(Pair(turns[False], turns[True], times))
             print(f"pair {number} done", file=sys.stderr)
