@@ -28,7 +28,6 @@ from torch import Tensor
 
 from octavo.config import DEFAULT_MODEL
 from octavo.kernels.attention import PagedBatch
-from octavo.kernels.cpu import amx
 from octavo.kernels.kv_rows import quantize
 from octavo.models import compiled
 from octavo.models.decoder import Decoder
@@ -108,9 +107,6 @@ def main() -> int:
     options = parser.parse_args()
     if options.quantization and options.kv_cache_dtype:
         parser.error("--quantization and --kv-cache-dtype are measured one at a time")
-    if not amx.is_available():
-        print("this machine has no AMX tiles for bfloat16: the compiled call is for those that have")
-        return 1
     folder = resolve(options.model, progress=print).path
     if options.quantization:
         ours, theirs = load_model(folder, dtype="bfloat16", quantization="int8"), load_model(folder, dtype="bfloat16")

@@ -46,12 +46,15 @@ def main() -> int:
     parser.add_argument("--model", help="as for `octavo serve`")
     parser.add_argument("--shapes", nargs="+", default=["1x200x1", "16x300x1", "1x512x512", "1x940x40"])
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--dtypes", nargs="+", default=["auto"], help="as for `octavo serve --dtype`")
+    parser.add_argument(
+        "--dtypes", nargs="+", default=["auto"], help="as for `octavo serve --dtype`; or int8: weights in it"
+    )
     options = parser.parse_args()
     chosen = {"model": options.model} if options.model else {}
-    models = {
-        dtype: LLM(**chosen, dtype=dtype, num_blocks=4096, max_num_batched_tokens=16_384) for dtype in options.dtypes
-    }
+    models = {}
+    for dtype in options.dtypes:
+        kind = {"quantization": "int8"} if dtype == "int8" else {"dtype": dtype}
+        models[dtype] = LLM(**chosen, **kind, num_blocks=4096, max_num_batched_tokens=16_384)
     for shape in options.shapes:
         sequences, context, new = map(int, shape.split("x"))
         for dtype, llm in models.items():

@@ -100,7 +100,7 @@ class EngineCore:
         if config.execution.deterministic and not decoder.is_batch_invariant:
             raise ConfigError(
                 f"--deterministic: the kernels for {dtype} on this {device.type} give results that depend on a token's "
-                "company; those that do not run in bfloat16 on CPUs with AMX, with --attention-backend auto or cpu"
+                "company; those that do not run in bfloat16 on CPUs, with --attention-backend auto or cpu"
             )
         free = _free_memory(device)
         pool = plan_pool(config, shape, free=free, free_host=free_host_memory(), device=device.type)

@@ -24,6 +24,10 @@ from octavo.scheduler.rows import Rows
 # reach far enough: sorting a whole vocabulary costs more than a small model's decode step.
 _CANDIDATES = 256
 
+# Weights that are summed before one of them is looked for.
+_RUN = 256
+_BELOW_ONE = 1 - 2.0**-53
+
 _SCORES = ("score_logprobs", "score_ranks", "score_tokens", "score_top_logprobs")  # as in `Scores`
 
 
@@ -181,10 +185,32 @@ def _sample_among(logits: Tensor, numbers: Tensor, cut: _Truncation, candidates:
 
 
 def _invert(weights: Tensor, numbers: Tensor) -> Tensor:
-    """The index at which the cumulative weight passes ``number`` × the total: ``[num_rows]``."""
-    cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
-    choice = torch.searchsorted(cumulative, numbers * cumulative[:, -1:], right=True).squeeze(-1)
-    return choice.clamp_(max=weights.shape[-1] - 1)
+    """The index at which the cumulative weight passes ``number`` × the total: ``[num_rows]``.
+
+    First among runs of `_RUN` weights, then in the run: the cumulative weights of a whole vocabulary would cost more
+    than a small model's decode step.
+    """
+    runs = pad(weights, (0, -weights.shape[-1] % _RUN)).reshape(len(weights), -1, _RUN)
+    run, rest = _pass(runs.sum(dim=-1, dtype=torch.float64), numbers)
+    chosen = runs.take_along_dim(run.unsqueeze(-1), dim=1).squeeze(1)
+    # What is left is a number of the run's own total.
+    choice, _ = _pass(chosen.double(), rest)
+    return (run * _RUN + choice).squeeze(-1)
+
+
+def _pass(weights: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the cumulative weight, float64, passes ``number`` × the total, and how far into that weight, in [0, 1).
+
+    What weighs nothing is not chosen, however the sums were rounded.
+    """
+    cumulative = weights.cumsum(dim=-1)
+    total = cumulative[:, -1:].contiguous()
+    goal = numbers * total
+    last = torch.searchsorted(cumulative, total)  # the last one that weighs anything
+    choice = torch.minimum(torch.searchsorted(cumulative, goal, right=True), last).clamp_(max=weights.shape[-1] - 1)
+    weight = weights.gather(-1, choice)
+    into = (goal - (cumulative.gather(-1, choice) - weight)) / weight
+    return choice, into.nan_to_num_(0.0).clamp_(0.0, _BELOW_ONE)
 
 
 def _score(logits: Tensor, tokens: Tensor, width: int) -> dict[str, Tensor]:

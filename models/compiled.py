@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.attention import PagedBatch
-from octavo.kernels.cpu import amx, int8, stack
+from octavo.kernels.cpu import int8, packing, stack
 from octavo.kernels.cpu.linear import interleave, workers_for
 from octavo.kernels.cpu.tile_softmax import TILE_ROWS
 from octavo.kernels.cpu.tiles import ACTIVATIONS, BLOCK, ROWS
@@ -23,7 +23,6 @@ def fits(shape: ModelShape, dtype: torch.dtype, *, quantized: bool = False) -> b
     widths = (shape.hidden_size, shape.q_size, shape.intermediate_size)
     return (
         dtype is torch.bfloat16
-        and (int8 if quantized else amx).is_available()
         and all(width % BLOCK == 0 for width in widths)
         and shape.head_dim % ROWS == 0
         and shape.num_q_heads // shape.num_kv_heads <= TILE_ROWS
@@ -116,7 +115,7 @@ class CompiledLayers:
                 numbers, scales = int8.quantize(weight)
                 packed, row[field + stack.SCALES] = int8.pack(numbers), self._keep(scales)
             else:
-                packed = amx.pack(weight)
+                packed = packing.pack(weight)
             self._weights.append(packed)
             row[field] = packed.data_ptr()
             row[field + stack.BIAS] = 0 if bias is None else self._keep(bias.float())

@@ -47,10 +47,10 @@ def _fused() -> ModuleType:
 
 
 @cache
-def _amx() -> ModuleType:
-    from octavo.kernels.cpu import amx
+def _packing() -> ModuleType:
+    from octavo.kernels.cpu import packing
 
-    return amx
+    return packing
 
 
 @cache
@@ -77,15 +77,15 @@ class Layout(enum.Enum):
 
     PLAIN = "rows"
     ONEDNN = "oneDNN's"
-    AMX = "panels for AMX tiles"
+    PANELS = "our own"
 
 
 def _pack(weight: Tensor) -> tuple[Layout, Tensor]:
     """The weights in the layout that is fastest here."""
     if weight.device.type != "cpu" or weight.dtype is torch.float32:
         return Layout.PLAIN, weight
-    if _amx().is_available() and _amx().fits(weight):
-        return Layout.AMX, _amx().pack(weight)
+    if _packing().fits(weight):
+        return Layout.PANELS, _packing().pack(weight)
     if _has_onednn(weight.dtype):
         return Layout.ONEDNN, torch.ops.mkldnn._reorder_linear_weight(weight, None)
     return Layout.PLAIN, weight
@@ -102,15 +102,15 @@ def _has_onednn(dtype: torch.dtype) -> bool:
 class Linear:
     """``x Wᵀ + b``.
 
-    On a CPU the weights of a 16-bit type are reordered once: for our own kernel (`octavo.kernels.cpu.amx`) where there
-    are AMX tiles, else into oneDNN's layout where it has 16-bit instructions. ``F.linear`` would reorder them in every
-    call, and for one row of bfloat16 it falls back to a loop that is some twenty times slower. In float32 the plain
-    call is as fast, and exact.
+    On a CPU the weights of a 16-bit type are reordered once: those in bfloat16 for our own kernel
+    (`octavo.kernels.cpu.linear`), others into oneDNN's layout where it has instructions for them. ``F.linear`` would
+    reorder them in every call, and for one row of bfloat16 it falls back to a loop that is some twenty times slower. In
+    float32 the plain call is as fast, and exact.
 
     Args:
         weight: [out, in]; may be dropped by the caller, as packing makes its own copy.
         bias: [out], or None.
-        quantized: Keep the weights in int8, with a scale for each output; for AMX tiles only.
+        quantized: Keep the weights in int8, with a scale for each output; on CPUs only.
     """
 
     __slots__ = ("_bias", "_layout", "_num_outputs", "_scales", "_weight")
@@ -120,14 +120,14 @@ class Linear:
         self._scales: Tensor | None = None
         if quantized:
             numbers, self._scales = _int8().quantize(weight)
-            self._layout, self._weight = Layout.AMX, _int8().pack(numbers)
+            self._layout, self._weight = Layout.PANELS, _int8().pack(numbers)
         else:
             self._layout, self._weight = _pack(weight)
-        self._bias = bias.float() if bias is not None and self._layout is Layout.AMX else bias
+        self._bias = bias.float() if bias is not None and self._layout is Layout.PANELS else bias
 
     def __call__(self, x: Tensor) -> Tensor:
         """[T, in] → [T, out]."""
-        if self._layout is Layout.AMX:
+        if self._layout is Layout.PANELS:
             return self._multiply(x, x.dtype)
         if self._layout is Layout.ONEDNN:
             packed: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self._weight, self._bias, "none", [], "")
@@ -136,7 +136,7 @@ class Linear:
 
     def unrounded(self, x: Tensor) -> Tensor | None:
         """[T, in] → float32 [T, out], as summed; None if this layout's kernel rounds its results."""
-        return self._multiply(x, torch.float32) if self._layout is Layout.AMX else None
+        return self._multiply(x, torch.float32) if self._layout is Layout.PANELS else None
 
     def _multiply(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         product: Tensor = _linear().linear(x, self._weight, self._num_outputs, self._bias, dtype, self._scales)

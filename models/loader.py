@@ -100,7 +100,7 @@ class _Builder:
         compiled = self._is_compiled(kernels)
         if self._quantized and not compiled:
             raise ConfigError(
-                f"--quantization int8: there are kernels for it only for bfloat16 on CPUs with AMX, with "
+                f"--quantization int8: there are kernels for it only for bfloat16 on CPUs, with "
                 f"--attention-backend auto or cpu, and not for this model in {str(self._dtype).removeprefix('torch.')} "
                 f"on this {self._device.type} with {kernels.name} attention"
             )

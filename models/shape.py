@@ -159,8 +159,7 @@ class ModelShape:
         Args:
             requested: One of `SERVED_DTYPES`, or ``auto`` for the checkpoint's own; bfloat16 stands in for float32,
                 which costs twice the memory and time for digits that nobody reads, and for types we do not compute in.
-                On a CPU without instructions for that type it is float32 after all, which prompts and batches are
-                several times faster in there.
+                On a CPU that is slow in that type (`octavo.models.processor`) it is float32 after all.
             device: "cpu" or "cuda".
 
         Raises:

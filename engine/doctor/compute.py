@@ -122,29 +122,31 @@ def _layers(config: EngineConfig, device: torch.device, folder: str) -> Finding:
     compiled = kernels.name == "cpu" and fits(shape, getattr(torch, dtype), quantized=quantized)
     values = {"dtype": dtype, "compiled": compiled}
     if compiled:
-        return Finding("layers", f"{dtype}, all in one compiled call: the processor has AMX", values=values)
+        return Finding("layers", f"{dtype}, all in one compiled call, {_how()}", values=values)
     for asked, option in ((quantized, "--quantization int8"), (config.execution.deterministic, "--deterministic")):
         if asked:
-            raise ConfigError(f"{option} needs bfloat16 on a CPU with AMX, and a model that fits its tiles")
+            raise ConfigError(f"{option} needs bfloat16 on a CPU, and a model that fits our tiles")
     return Finding("layers", f"{dtype}, operation by operation{_why_not_compiled(device, dtype)}", values=values)
 
 
 def _why_not_compiled(device: torch.device, dtype: str) -> str:
     if device.type != "cpu":
         return ""
-    from octavo.kernels.cpu import amx
     from octavo.models.processor import computes_in
 
     if dtype == "float32" and not computes_in("bfloat16"):
-        return ": the processor has no AMX, nor any instructions for bfloat16"
-    if not amx.is_available():
-        return ": the processor has no AMX"
-    return ": one compiled call takes bfloat16" if dtype != "bfloat16" else ": the model does not fit AMX tiles"
+        return ": the processor has no vector instructions for more"
+    return ": one compiled call takes bfloat16" if dtype != "bfloat16" else ": the model does not fit our tiles"
+
+
+def _how() -> str:
+    from octavo.kernels.cpu import amx
+
+    return "on AMX tiles" if amx.is_available() else "in vectors: the processor has no AMX"
 
 
 def _speed(device: torch.device) -> Finding:
     from octavo.engine.machine import measure
-    from octavo.models.processor import computes_in
 
     rates = measure(device)
     text = (
@@ -152,7 +154,8 @@ def _speed(device: torch.device) -> Finding:
         f"in float32 {rates.float32_operations / 1e9:,.0f} GFLOP/s"
     )
     values = msgspec.to_builtins(rates)
-    if rates.operations < rates.float32_operations / 2 and computes_in("bfloat16"):  # else auto knows it already
+    # On CPUs our own kernels take bfloat16 at float32's speed at least.
+    if device.type != "cpu" and rates.operations < rates.float32_operations / 2:
         return Finding("speed", text, "note", "bfloat16 is slow here: try --dtype float32", values)
     return Finding("speed", text, values=values)
 

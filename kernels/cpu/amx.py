@@ -1,13 +1,4 @@
-"""Products of tiles in bfloat16 on Intel's AMX; those of bytes are emitted here for `octavo.kernels.cpu.int8`.
-
-A step's linear layers are bound by how fast the weights come from memory when few rows are computed, and by the tiles
-when many are. One layout serves both, so the weights are kept once. They are cut into groups of 32 outputs, each of
-which is read from its first byte to its last. In it, pairs of inputs lie side by side, as the tile product wants them:
-
-    group g    inputs 0 … 31 × outputs 32g … 32g + 15:        [ k, k+1 of output 32g ] … [ … of 32g + 15 ]   64 bytes
-                                                              [ k+2, k+3 …                               ]   × 16
-               inputs 0 … 31 × outputs 32g + 16 … 32g + 31:   another such tile of 1 KiB
-               inputs 32 … 63 …
+"""Products of tiles on Intel's AMX, in bfloat16 and of bytes.
 
     product    rows of x (≤ 16 × 32)  ·  tile of weights (32 × 16)  →  float32 sums (≤ 16 × 16), held over all inputs
 
@@ -21,18 +12,14 @@ import platform
 from functools import cache
 from pathlib import Path
 
-import torch
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from torch import Tensor
 
+from octavo.kernels.cpu.packing import PANELS
 from octavo.kernels.cpu.tiles import BLOCK, ROWS
 
-OUTPUTS = 16  # of a tile of weights
-PANELS = 2  # tiles of weights that are multiplied side by side; with two of rows there are 2 × 2 sums, of 8 tiles
-GROUP = PANELS * OUTPUTS
 # Weights are fetched so many bytes before they are multiplied: the hardware stops at the end of each page of 4 KiB.
 _AHEAD = 4096
 # Tiles of rows are fetched so many blocks before they are multiplied.
@@ -49,33 +36,13 @@ _LINE = 64
 
 @cache
 def is_available() -> bool:
-    """Whether this machine has AMX for bfloat16, and this process may use it."""
+    """Whether this machine has AMX, and this process may use it."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return False
     flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
-    if not {"amx_tile", "amx_bf16"} <= set(flags.split()):
+    if not {"amx_tile", "amx_bf16", "amx_int8"} <= set(flags.split()):
         return False
     return ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0
-
-
-def fits(weight: Tensor) -> bool:
-    """Whether `pack` takes a weight [out, in]."""
-    return weight.device.type == "cpu" and weight.dtype is torch.bfloat16 and weight.shape[1] % BLOCK == 0
-
-
-def pack(weight: Tensor) -> Tensor:
-    """A weight in groups.
-
-    Args:
-        weight: bfloat16 [out, in]; ``in`` is a multiple of 32.
-
-    Returns:
-        bfloat16 [groups, in / 32, 2, 16, 16, 2]; there are as many groups as cover ``out``.
-    """
-    num_outputs, num_inputs = weight.shape
-    padded = torch.nn.functional.pad(weight, (0, 0, 0, -num_outputs % GROUP))
-    parts = padded.view(-1, PANELS, OUTPUTS, num_inputs // BLOCK, BLOCK // 2, 2)
-    return parts.permute(0, 3, 1, 4, 2, 5).contiguous()
 
 
 @njit(error_model="numpy")
@@ -124,22 +91,10 @@ def release(typingctx):
 
 @intrinsic(prefer_literal=True)
 def multiply(
-    typingctx, sums, first_sum, row_step, panel_step, weights, first_weight, blocks, x, first_x, tile, row_tiles, fetch
-):
-    """sums[r, o] = Σ over the inputs of x[r] · weights[o], for one or two tiles of rows and a group of 32 outputs.
-
-    Arrays are flat; where each operand begins is counted in numbers.
-
-    Args:
-        sums: float32; 16 · row_tiles rows of 2 panels of 16 are written.
-        row_step, panel_step: From a row of sums, or from a panel, to the next.
-        weights: uint16, as `pack` lays out a group.
-        blocks: Inputs / 32.
-        x: uint16, as in `octavo.kernels.cpu.tiles`.
-        tile: Numbers from one tile of rows to the next.
-        row_tiles: 1 or 2; a literal.
-        fetch: 1 if the weights come from memory and are to be fetched ahead, else 0; a literal.
-    """
+    typingctx, sums, first_sum, row_step, panel_step, weights, first_weight, blocks, x, first_x, tile, count,
+    row_tiles, fetch,
+):  # fmt: skip
+    """See `octavo.kernels.cpu.products`; how many rows count is what the tiles were configured for."""
     if not (isinstance(row_tiles, types.IntegerLiteral) and isinstance(fetch, types.IntegerLiteral)):
         return None
 
@@ -149,26 +104,23 @@ def multiply(
         return context.get_dummy_value()
 
     size = types.intp
-    return types.void(sums, size, size, size, weights, size, size, x, size, size, row_tiles, fetch), codegen
+    return types.void(sums, size, size, size, weights, size, size, x, size, size, size, row_tiles, fetch), codegen
 
 
 @intrinsic
-def multiply_in_place(
-    typingctx, sums, first_sum, row_step, panel_step, weights, first_weight, blocks, x, first_x, tile, x_row
-):
-    """`multiply` for two tiles of rows that are not in tiles, and the first 16 outputs of a group.
-
-    A row's numbers lie beside each other, and ``x_row`` is how many numbers it is to the next row. Nothing is fetched
-    ahead.
-    """
+def multiply_few(typingctx, sums, first_sum, row_step, weights, first_weight, blocks, x, first_x, tile, x_row, x_block):
+    """See `octavo.kernels.cpu.products`; sums of the first 16 outputs are written."""
 
     def codegen(context, builder, signature, args):
-        steps = builder.mul(args[10], _INT64(2)), _INT64(_LINE)
-        _emit_multiply(context, builder, signature, args, 2, None, steps, panels=1)
+        steps = builder.mul(args[9], _INT64(2)), builder.mul(args[10], _INT64(2))
+        panel_step = _INT64(0)  # there is one panel
+        args = [*args[:3], panel_step, *args[3:9]]
+        kinds = [*signature.args[:3], types.intp, *signature.args[3:9]]
+        _emit_multiply(context, builder, types.void(*kinds), args, 2, None, steps, panels=1)
         return context.get_dummy_value()
 
     size = types.intp
-    return types.void(sums, size, size, size, weights, size, size, x, size, size, size), codegen
+    return types.void(sums, size, size, weights, size, size, x, size, size, size, size), codegen
 
 
 def _emit_multiply(context, builder, signature, args, row_tiles, fetch, steps, panels=PANELS):
@@ -208,8 +160,22 @@ def _emit_multiply(context, builder, signature, args, row_tiles, fetch, steps, p
             _emit(builder, "tilestored64", [_BYTE, _POINTER, _INT64], arguments)
 
 
-def emit_byte_products(context, builder, signature, args, *, fetch):
-    """Emits the products of `octavo.kernels.cpu.int8.multiply`; tiles 4 and 5 hold high and low bytes of the rows."""
+@intrinsic(prefer_literal=True)
+def multiply_bytes(typingctx, sums, numbers, first_weight, blocks, split, first_x, count, fetch):
+    """See `octavo.kernels.cpu.products`; all of the tile's rows are computed."""
+    if not isinstance(fetch, types.IntegerLiteral):
+        return None
+
+    def codegen(context, builder, signature, args):
+        _emit_multiply_bytes(context, builder, signature, args, fetch=bool(fetch.literal_value))
+        return context.get_dummy_value()
+
+    size = types.intp
+    return types.void(sums, numbers, size, size, split, size, size, fetch), codegen
+
+
+def _emit_multiply_bytes(context, builder, signature, args, *, fetch):
+    """Emits a product of bytes; tiles 4 and 5 hold high and low bytes of the rows."""
     sums = builder.bitcast(context.make_array(signature.args[0])(context, builder, args[0]).data, _POINTER)
     weight, rows = (_begin(context, builder, signature, args, i) for i in (1, 4))
     for tile in range(2 * PANELS):

@@ -1,4 +1,4 @@
-"""Attention over paged KV on AMX tiles, for prompts and decodes alike (FlashAttention, arXiv:2205.14135).
+"""Attention over paged KV by products of tiles, for prompts and decodes alike (FlashAttention, arXiv:2205.14135).
 
 A sequence's context is cut into chunks of `KEYS` keys at fixed positions, and a query's result is put together chunk
 by chunk, in order:
@@ -21,8 +21,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from octavo.kernels.cpu.amx import OUTPUTS, multiply
 from octavo.kernels.cpu.elementary import FASTMATH, LOG2E, softcapped
+from octavo.kernels.cpu.packing import OUTPUTS
+from octavo.kernels.cpu.products import multiply
 from octavo.kernels.cpu.tile_softmax import KEYS, rescale, top_of, weigh
 from octavo.kernels.cpu.tiles import BLOCK, ROWS, blend_run, place, put_run
 
@@ -62,12 +63,12 @@ def _scale_query(row, query, scale):
 
 @_compiled
 def multiply_rows(sums, first_sum, row_step, weights, first_weight, num_inputs, x, width, count):
-    """A product of up to 32 rows of tiles of this width with one group; the tiles must have 16 rows."""
+    """A product of up to 32 rows of tiles of this width with one group; the tiles must be configured for 16."""
     blocks, tile = num_inputs // BLOCK, ROWS * width
     if count <= ROWS:
-        multiply(sums, first_sum, row_step, OUTPUTS, weights, first_weight, blocks, x, 0, tile, 1, 0)
+        multiply(sums, first_sum, row_step, OUTPUTS, weights, first_weight, blocks, x, 0, tile, count, 1, 0)
     else:
-        multiply(sums, first_sum, row_step, OUTPUTS, weights, first_weight, blocks, x, 0, tile, 2, 0)
+        multiply(sums, first_sum, row_step, OUTPUTS, weights, first_weight, blocks, x, 0, tile, count, 2, 0)
 
 
 @_compiled

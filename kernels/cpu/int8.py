@@ -1,25 +1,23 @@
-"""Products with weights in int8 on Intel's AMX, with activations in 16 bits.
+"""Products with weights in int8, with activations in 16 bits.
 
-Half the bytes of bfloat16 come from memory for each weight, and nothing is unpacked: the tiles multiply bytes. What is
-multiplied with them would lose too much in one byte, so each row of activations is put into fixed point, 16 bits under
-a scale of its own, of which the two bytes are multiplied one after the other:
+Half the bytes of bfloat16 come from memory for each weight. What is multiplied with them would lose too much in one
+byte, so each row of activations is put into fixed point, 16 bits under a scale of its own, whose two bytes lie apart,
+because AMX tiles multiply bytes:
 
     x[r, k] ≈ step[r] · (256 · high[r, k] + low[r, k])        high signed, low not
 
     sums[r, o] = step[r] · scale[o] · (256 · Σ high · int8[o] + Σ low · int8[o])
 
-Two products of bytes take the tiles as long as one of bfloat16. Sums of whole numbers are exact, so a row's result does
+Two products of bytes take those tiles as long as one of bfloat16; vectors put the bytes together and multiply once.
+Sums of whole numbers are exact, so a row's result does
 not depend on what is computed with it.
 
-Weights lie as in `octavo.kernels.cpu.amx`, but for 64 inputs in a tile instead of 32, four of which lie side by side;
-the inputs are filled up with zeros. A row's bytes lie in tiles as well: for 64 inputs, 16 rows of high bytes (1 KiB),
-then 16 of low ones.
+Weights lie as in `octavo.kernels.cpu.packing`, but for 64 inputs in a tile instead of 32, four of which lie side by
+side; the inputs are filled up with zeros. A row's bytes lie in tiles as well: for 64 inputs, 16 rows of high bytes
+(1 KiB), then 16 of low ones.
 """
 
 from __future__ import annotations
-
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,9 +27,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
-from octavo.kernels.cpu import amx
-from octavo.kernels.cpu.amx import GROUP, OUTPUTS, PANELS
 from octavo.kernels.cpu.bits import widen
+from octavo.kernels.cpu.packing import GROUP, OUTPUTS, PANELS
 from octavo.kernels.cpu.tiles import BLOCK, ROWS, place
 
 INPUTS = 2 * BLOCK  # of a tile of weights
@@ -47,16 +44,6 @@ _FULL = np.float32(256 * _LARGEST)
 # Rows without a larger number count as zeros: what they would be multiplied by is no float32.
 _LEAST = np.float32(1e-33)
 _BYTE, _INT64 = ir.IntType(8), ir.IntType(64)
-
-
-def is_available() -> bool:
-    """Whether this machine has AMX for bytes, and this process may use it."""
-    return amx.is_available() and _has_bytes()
-
-
-@cache
-def _has_bytes() -> bool:
-    return "amx_int8" in Path("/proc/cpuinfo").read_text().split()
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,28 +166,6 @@ def split_rows(split, steps, x, begin, end, num_inputs):
             to = first + (blocks - 1) * 2 * TILE + BLOCK
             split[to : to + BLOCK] = 0
             split[to + TILE : to + TILE + BLOCK] = 0
-
-
-@intrinsic(prefer_literal=True)
-def multiply(typingctx, sums, numbers, first_weight, blocks, split, first_x, fetch):
-    """Sums of the bytes of a tile of rows with a group of weights.
-
-    Args:
-        sums: int32 [NUM_SUMS].
-        numbers: int8, as `pack` lays out groups; ``first_weight`` is where this one begins.
-        blocks: Inputs / 64.
-        split: uint8, from `split_rows`; ``first_x`` is where the rows begin.
-        fetch: 1 if the weights come from memory and are to be fetched ahead, else 0; a literal.
-    """
-    if not isinstance(fetch, types.IntegerLiteral):
-        return None
-
-    def codegen(context, builder, signature, args):
-        amx.emit_byte_products(context, builder, signature, args, fetch=bool(fetch.literal_value))
-        return context.get_dummy_value()
-
-    size = types.intp
-    return types.void(sums, numbers, size, size, split, size, fetch), codegen
 
 
 @njit(error_model="numpy", forceinline=True)

@@ -15,11 +15,12 @@ import torch
 from numba import njit, prange, types
 from torch import Tensor
 
-from octavo.kernels.cpu import amx, bits, elementary, int8, team, tiles, vectors
-from octavo.kernels.cpu.amx import GROUP, OUTPUTS, PANELS, configure, multiply, release
+from octavo.kernels.cpu import amx, bits, elementary, int8, packing, products, team, tiles, vector_products, vectors
 from octavo.kernels.cpu.bits import NUMBA_TYPES, source_key, stored
 from octavo.kernels.cpu.elementary import FASTMATH
 from octavo.kernels.cpu.int8 import NUM_SUMS
+from octavo.kernels.cpu.packing import GROUP, OUTPUTS, PANELS
+from octavo.kernels.cpu.products import configure, multiply, multiply_bytes, release
 from octavo.kernels.cpu.team import share
 from octavo.kernels.cpu.tiles import (
     BLOCK,
@@ -64,7 +65,7 @@ def linear(
 
     Args:
         x: bfloat16 [num_rows, in]; rows are contiguous, ``in`` is a multiple of 32.
-        packed: From `octavo.kernels.cpu.amx.pack`, or from that of `octavo.kernels.cpu.int8`.
+        packed: From `octavo.kernels.cpu.packing.pack`, or from that of `octavo.kernels.cpu.int8`.
         num_outputs: Rows of the weight.
         bias: float32 [out], or None.
         dtype: Of the result: bfloat16 or float32.
@@ -87,7 +88,8 @@ def linear(
 
 @cache
 def _linear_kernel(number: types.Type):
-    key = source_key(amx, bits, elementary, int8, team, tiles, vectors)
+    key = source_key(amx, bits, elementary, int8, packing, products, team, tiles, vector_products, vectors)
+    chosen = products.CHOSEN
     signature = types.void(
         number[:, ::1], types.Array(types.uint16, 2, "A"),
         types.uint16[::1], types.int8[::1], types.float32[::1], types.float32[::1], types.int64,
@@ -95,7 +97,7 @@ def _linear_kernel(number: types.Type):
 
     @njit(signature, parallel=True, error_model="numpy", nogil=True, cache=True)
     def kernel(out, x, words, numbers, scales, bias, num_workers):
-        _ = key  # part of the key under which numba keeps compiled code
+        _ = key, chosen  # parts of the key under which numba keeps compiled code
         num_rows, num_inputs = x.shape
         tiled = np.empty(tiled_size(num_rows, num_inputs), np.uint16)
         tile_rows(tiled, x)
@@ -121,16 +123,16 @@ def room_bytes(num_rows, num_inputs):
 
 
 @njit(error_model="numpy", forceinline=True)
-def multiply_bytes(sums, byte_sums, row, end, begin, num_inputs, numbers, scales, group, split, steps):
+def put_byte_products(sums, byte_sums, row, end, begin, num_inputs, numbers, scales, group, split, steps):
     """Sums of up to 32 rows from ``row`` on, in a block of rows from ``begin`` on, with a group of weights in int8."""
     blocks, weight = int8.num_blocks(num_inputs), group * int8.group_bytes(num_inputs)
     for half in range(row, min(end, row + 2 * ROWS), ROWS):
         at = int8.split_bytes(half - begin, num_inputs)
         # Only the first rows wait for the weights; then they are in the cache.
         if half == begin:
-            int8.multiply(byte_sums, numbers, weight, blocks, split, at, 1)
+            multiply_bytes(byte_sums, numbers, weight, blocks, split, at, end - half, 1)
         else:
-            int8.multiply(byte_sums, numbers, weight, blocks, split, at, 0)
+            multiply_bytes(byte_sums, numbers, weight, blocks, split, at, end - half, 0)
         int8.put_sums(
             sums, (half - row) * OUTPUTS, PANEL, byte_sums, min(ROWS, end - half), steps, half - begin, scales, group
         )
@@ -163,7 +165,7 @@ def product_with(expect, finish):
                 for group in range(first, last):
                     for row in range(begin, end, 2 * ROWS):
                         expect(target, row, min(2 * ROWS, end - row), group)
-                        multiply_bytes(
+                        put_byte_products(
                             sums, byte_sums, row, end, begin, num_inputs, numbers, scales, group, split, steps
                         )
                         finish(target, sums, row, min(2 * ROWS, end - row), group, bias)
@@ -173,16 +175,24 @@ def product_with(expect, finish):
                 expect(target, begin, min(2 * ROWS, end - begin), group)
                 # Only the first rows wait for the weights; then they are in the cache.
                 if end - begin <= ROWS:
-                    multiply(sums, 0, OUTPUTS, PANEL, words, weight, blocks, x, begin * num_inputs, tile, 1, 1)
+                    multiply(
+                        sums, 0, OUTPUTS, PANEL, words, weight, blocks, x, begin * num_inputs, tile, end - begin, 1, 1
+                    )
                 else:
-                    multiply(sums, 0, OUTPUTS, PANEL, words, weight, blocks, x, begin * num_inputs, tile, 2, 1)
+                    multiply(
+                        sums, 0, OUTPUTS, PANEL, words, weight, blocks, x, begin * num_inputs, tile, end - begin, 2, 1
+                    )
                 finish(target, sums, begin, min(2 * ROWS, end - begin), group, bias)
                 for row in range(begin + 2 * ROWS, end, 2 * ROWS):
                     expect(target, row, min(2 * ROWS, end - row), group)
                     if end - row <= ROWS:
-                        multiply(sums, 0, OUTPUTS, PANEL, words, weight, blocks, x, row * num_inputs, tile, 1, 0)
+                        multiply(
+                            sums, 0, OUTPUTS, PANEL, words, weight, blocks, x, row * num_inputs, tile, end - row, 1, 0
+                        )
                     else:
-                        multiply(sums, 0, OUTPUTS, PANEL, words, weight, blocks, x, row * num_inputs, tile, 2, 0)
+                        multiply(
+                            sums, 0, OUTPUTS, PANEL, words, weight, blocks, x, row * num_inputs, tile, end - row, 2, 0
+                        )
                     finish(target, sums, row, min(2 * ROWS, end - row), group, bias)
 
     return product

@@ -1,4 +1,4 @@
-"""All layers of a decoder in one compiled call, for bfloat16 on AMX tiles.
+"""All layers of a decoder in one compiled call, for bfloat16.
 
 A decode step of a small model is bound by what lies between its kernels: some hundred calls and as many forks and
 joins. Here a team of threads goes through the layers by itself (`octavo.kernels.cpu.team`); a line is a stage, and the
@@ -37,20 +37,24 @@ from octavo.kernels.cpu import (
     int8,
     kv_rows,
     linear,
+    packing,
+    products,
     team,
     tile_decodes,
     tile_layout,
     tile_prompts,
     tile_softmax,
     tiles,
+    vector_products,
     vectors,
 )
-from octavo.kernels.cpu.amx import GROUP, configure, release
 from octavo.kernels.cpu.bits import source_key
 from octavo.kernels.cpu.elementary import FASTMATH
 from octavo.kernels.cpu.int8 import NUM_SUMS, group_bytes
 from octavo.kernels.cpu.kv_rows import put_row
 from octavo.kernels.cpu.linear import PANEL, ROW_BLOCK, add_product, gated_product, room_bytes, store_product
+from octavo.kernels.cpu.packing import GROUP
+from octavo.kernels.cpu.products import configure, release
 from octavo.kernels.cpu.team import WORDS, barrier, caller, join, share
 from octavo.kernels.cpu.tile_decodes import attend_decodes, decode_units, merge_decodes
 from octavo.kernels.cpu.tile_layout import desk_bytes, pack_share, padded_width
@@ -216,15 +220,16 @@ def _running_total(counts: IntArray) -> IntArray:
 def _share_of(group: int, head_dim: int, activation: int, int8_kv: bool):  # noqa: PLR0915 - a table of arguments and a list of stages
     """A thread's share of all layers, for models of one shape of heads: a C function of a frame's address."""
     key = source_key(
-        amx, bits, chunks, elementary, int8, kv_rows, layout, linear, team, tile_decodes, tile_layout, tile_prompts,
-        tile_softmax, tiles, vectors,
+        amx, bits, chunks, elementary, int8, kv_rows, layout, linear, packing, products, team, tile_decodes,
+        tile_layout, tile_prompts, tile_softmax, tiles, vector_products, vectors,
     )  # fmt: skip
+    chosen = products.CHOSEN
 
     stored, row_width = (_NUMBERS, head_dim + KV_SCALE_BYTES) if int8_kv else (_BFLOATS, head_dim)
 
     @cfunc(types.void(types.int64), nopython=True, fastmath=FASTMATH, error_model="numpy", cache=True)
     def go_through(address):  # noqa: PLR0915
-        _ = key  # part of the key under which numba keeps compiled code
+        _ = key, chosen  # parts of the key under which numba keeps compiled code
         frame = array_at(address, (NUM_ENTRIES,), _LONGS)
         crew = array_at(frame[CREW], (WORDS,), _LONGS)
         rank, size = join(crew, frame[NUM_WORKERS])

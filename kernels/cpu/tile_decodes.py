@@ -1,4 +1,4 @@
-"""Attention of decodes on AMX tiles; see `octavo.kernels.cpu.chunks`."""
+"""Attention of decodes by products of tiles; see `octavo.kernels.cpu.chunks`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from octavo.kernels.cpu.amx import GROUP, OUTPUTS, multiply, multiply_in_place
 from octavo.kernels.cpu.chunks import (
     begin_context,
     cap_scores,
@@ -21,6 +20,8 @@ from octavo.kernels.cpu.chunks import (
 )
 from octavo.kernels.cpu.elementary import FASTMATH
 from octavo.kernels.cpu.kv_rows import numbers_of
+from octavo.kernels.cpu.packing import GROUP
+from octavo.kernels.cpu.products import multiply_few
 from octavo.kernels.cpu.team import draw, share
 from octavo.kernels.cpu.tile_layout import (
     fetch_rows,
@@ -219,11 +220,11 @@ def _score_few(scores, turned, rows, kv, table, head, start, num_keys, q, count,
             first, second = start + key, start + min(key + ROWS, num_keys - 1) // ROWS * ROWS
             at = np.int64(table[first // size]) * block_step + head_step + first % size * width
             other = np.int64(table[second // size]) * block_step + head_step + second % size * width
-            multiply_in_place(turned, to, TILE_ROWS, OUTPUTS, q, 0, width // BLOCK, kv, at, other - at, width)
+            multiply_few(turned, to, TILE_ROWS, q, 0, width // BLOCK, kv, at, other - at, width, BLOCK)
         else:
-            multiply(
-                turned, to, TILE_ROWS, OUTPUTS, q, 0, padded // BLOCK, rows, key * padded, ROWS * padded, 2, 0
-            )  # fmt: skip
+            multiply_few(
+                turned, to, TILE_ROWS, q, 0, padded // BLOCK, rows, key * padded, ROWS * padded, BLOCK, ROWS * BLOCK
+            )
     # What is beyond the keys means nothing, and is weighed with nothing.
     for r in range(count):
         for key in range(num_keys):

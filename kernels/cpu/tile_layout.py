@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from octavo.kernels.cpu.amx import GROUP, OUTPUTS
 from octavo.kernels.cpu.elementary import FASTMATH
 from octavo.kernels.cpu.kv_rows import numbers_of, scale_of
+from octavo.kernels.cpu.packing import GROUP, OUTPUTS
 from octavo.kernels.cpu.team import share
 from octavo.kernels.cpu.tile_softmax import KEYS, TILE_ROWS
 from octavo.kernels.cpu.tiles import (

@@ -1,13 +1,13 @@
-"""Attention of prompts, whole or in pieces, on AMX tiles; see `octavo.kernels.cpu.chunks`."""
+"""Attention of prompts, whole or in pieces, by products of tiles; see `octavo.kernels.cpu.chunks`."""
 
 from __future__ import annotations
 
 import numpy as np
 from numba import njit
 
-from octavo.kernels.cpu.amx import GROUP
 from octavo.kernels.cpu.chunks import begin_context, cap_scores, merge, multiply_rows, store, tile_query, weigh_rows
 from octavo.kernels.cpu.elementary import FASTMATH
+from octavo.kernels.cpu.packing import GROUP
 from octavo.kernels.cpu.team import draw
 from octavo.kernels.cpu.tile_layout import padded_width, workspace
 from octavo.kernels.cpu.tile_softmax import KEYS, TILE_ROWS

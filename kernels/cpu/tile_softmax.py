@@ -13,8 +13,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from octavo.kernels.cpu.bits import F32, I32, emit_splat
-from octavo.kernels.cpu.tiles import BLOCK, ROWS, BFloat
-from octavo.kernels.cpu.vectors import FUSED, emit_exp2, emit_reduce, emit_top, filled
+from octavo.kernels.cpu.tiles import BLOCK, ROWS
+from octavo.kernels.cpu.vectors import FUSED, emit_bfloat, emit_exp2, emit_reduce, emit_top, filled
 
 KEYS = 128  # of a chunk
 TILE_ROWS = 2 * ROWS  # of an item
@@ -58,7 +58,7 @@ def weigh(typingctx, weights, to, scores, at, begin, end, top):
         tops = emit_splat(builder, builder.select(nothing, F32(0.0), top), BLOCK)
         powers = [emit_exp2(builder, builder.fsub(row, tops, flags=FUSED)) for row in rows]
         for i, power in enumerate(powers):
-            rounded = builder.fptrunc(power, ir.VectorType(BFloat(), BLOCK))
+            rounded = emit_bfloat(builder, power)
             pointer = builder.gep(weights, [builder.add(args[1], _INT64(i * ROWS * BLOCK))])
             builder.store(rounded, builder.bitcast(pointer, rounded.type.as_pointer()), align=2)
         return emit_reduce(builder, "fadd", _in_pairs(powers, lambda x, y: builder.fadd(x, y, flags=FUSED)))

@@ -19,7 +19,7 @@ from numba.extending import intrinsic
 
 from octavo.kernels.cpu.bits import emit_splat, emit_widen
 from octavo.kernels.cpu.elementary import FASTMATH
-from octavo.kernels.cpu.vectors import FUSED, emit_reduce, emit_sigmoid, filled
+from octavo.kernels.cpu.vectors import FUSED, emit_bfloat, emit_reduce, emit_sigmoid, filled
 
 # Of a tile of activations.
 ROWS, BLOCK = 16, 32
@@ -112,7 +112,7 @@ def _put_scaled(typingctx, tiles, at, x, weight, scale):
         scales = emit_splat(builder, args[4], BLOCK)
         for (value, factor), block in _blocks(context, builder, signature.args[2:4], args[2:4]):
             scaled = builder.fmul(builder.fmul(value, scales, flags=FUSED), factor, flags=FUSED)
-            rounded = builder.fptrunc(scaled, ir.VectorType(BFloat(), BLOCK))
+            rounded = emit_bfloat(builder, scaled)
             to = builder.gep(tiles, [builder.add(args[1], builder.mul(block, block.type(ROWS * BLOCK)))])
             builder.store(rounded, builder.bitcast(to, rounded.type.as_pointer()), align=2)
         return context.get_dummy_value()
@@ -165,21 +165,6 @@ def _emit_gelu_tanh(builder, x):
 _EMITTED_ACTIVATIONS = _emit_silu, _emit_gelu_tanh  # in the order of `ACTIVATIONS`
 
 
-class BFloat(ir.types.Type):
-    """LLVM's type of that name, which llvmlite lacks."""
-
-    null = "0.0"
-
-    def _to_string(self) -> str:
-        return "bfloat"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, BFloat)
-
-    def __hash__(self) -> int:
-        return hash(BFloat)
-
-
 @intrinsic(prefer_literal=True)
 def put_run(typingctx, target, at, source, begin, count):
     """target[at: at + count] = source[begin: …].
@@ -193,8 +178,7 @@ def put_run(typingctx, target, at, source, begin, count):
 
     def put(builder, _, load):
         value = load()
-        rounded = ir.VectorType(BFloat(), value.type.count)
-        return builder.fptrunc(value, rounded) if target.dtype != source.dtype else value
+        return emit_bfloat(builder, value) if target.dtype != source.dtype else value
 
     return _on_runs(target, source, count, put)
 
@@ -214,7 +198,7 @@ def put_scaled_run(typingctx, target, at, source, begin, count, scale):
         lanes = value.type.count
         numbers = emit_widen(builder, source.dtype, value, lanes)
         product = builder.fmul(numbers, emit_splat(builder, scale, lanes))
-        return builder.fptrunc(product, ir.VectorType(BFloat(), lanes))
+        return emit_bfloat(builder, product)
 
     return _on_runs(target, source, count, put, types.float32)
 
@@ -233,7 +217,7 @@ def put_gated_run(typingctx, target, at, source, begin, count, ups, activation):
 
     def put(builder, _, load, ups, activation):
         gated = builder.fmul(emit_activation(builder, load()), load(ups), flags=FUSED)
-        return builder.fptrunc(gated, ir.VectorType(BFloat(), gated.type.count))
+        return emit_bfloat(builder, gated)
 
     return _on_runs(target, source, count, put, types.intp, activation)
 

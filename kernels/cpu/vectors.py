@@ -6,12 +6,12 @@ float32, of any length that fills whole registers; what takes several registers 
 
 from __future__ import annotations
 
-from functools import reduce
+from functools import cache, reduce
 
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba.core import cgutils
 
-from octavo.kernels.cpu.bits import F32, I32
+from octavo.kernels.cpu.bits import F32, I16, I32
 from octavo.kernels.cpu.elementary import EXP2, LOG2E, UNDERFLOW
 
 # Sums may be reordered and fused.
@@ -27,6 +27,40 @@ _EXPONENT = 23
 def filled(number: float, vector: ir.VectorType) -> ir.Constant:
     """A vector of one number."""
     return ir.Constant(vector, [number] * vector.count)
+
+
+class _BFloat(ir.types.Type):
+    """LLVM's type of that name, which llvmlite lacks."""
+
+    null = "0.0"
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat)
+
+
+@cache
+def _rounds_to_bfloat() -> bool:
+    """Whether the processor has an instruction for it; without, LLVM would call a function for each number."""
+    return bool(binding.get_host_cpu_features().get("avx512bf16"))
+
+
+def emit_bfloat(builder, x):
+    """float32 rounded to the nearest bfloat16, to the even one of two; NaN stays NaN. What is to be stored."""
+    if _rounds_to_bfloat():
+        return builder.fptrunc(x, ir.VectorType(_BFloat(), x.type.count))
+    words = ir.VectorType(I32, x.type.count)
+    bits = builder.bitcast(x, words)
+    odd = builder.and_(builder.lshr(bits, filled(16, words)), filled(1, words))
+    rounded = builder.lshr(builder.add(bits, builder.add(odd, filled(0x7FFF, words))), filled(16, words))
+    quiet = filled(0x7FC0, words)  # rounding may carry a NaN's bits away
+    kept = builder.select(builder.fcmp_unordered("uno", x, x), quiet, rounded)
+    return builder.trunc(kept, ir.VectorType(I16, x.type.count))
 
 
 def emit_exp2(builder, x):

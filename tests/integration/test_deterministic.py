@@ -6,9 +6,8 @@ import pytest
 
 from octavo import LLM, SamplingParams
 from octavo.errors import ConfigError
-from octavo.kernels.cpu import amx
 
-pytestmark = [pytest.mark.model, pytest.mark.skipif(not amx.is_available(), reason="no AMX tiles here")]
+pytestmark = pytest.mark.model
 
 STORY = "Once upon a time, in a village by the sea, there lived an old fisherman who had three daughters. " * 3
 PROMPTS = [
@@ -48,5 +47,5 @@ def test_nothing_beside_a_request_changes_it(kv_cache_dtype: str) -> None:
 
 
 def test_kernels_that_do_not_guarantee_it_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"--deterministic: the kernels for float32 .* bfloat16 on CPUs with AMX"):
+    with pytest.raises(ConfigError, match=r"--deterministic: the kernels for float32 .* bfloat16 on CPUs"):
         LLM(deterministic=True, dtype="float32", num_blocks=64)

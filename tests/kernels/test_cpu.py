@@ -15,7 +15,7 @@ from numba.core.config import NUMBA_NUM_THREADS
 from paged import Shape, make_problem
 
 from octavo.kernels import kv_rows as layout
-from octavo.kernels.cpu import amx, backend, bits, cache_ops, decode, linear, stack
+from octavo.kernels.cpu import backend, bits, cache_ops, decode, linear, stack
 from octavo.kernels.cpu.bits import narrow, stored, widen
 from octavo.kernels.cpu.elementary import exp2, softcapped
 
@@ -111,7 +111,5 @@ def inlined_by(module: ModuleType) -> list[ModuleType]:
 )
 def test_compiled_code_is_kept_under_a_key_that_covers_all_its_sources(module: ModuleType, kernel) -> None:
     """Else an edited helper would go on running in its old form, out of numba's cache on disk."""
-    if module in (linear, stack) and not amx.is_available():
-        pytest.skip("no AMX tiles here")
     captured = [cell.cell_contents for cell in kernel().__closure__]
     assert bits.source_key(*inlined_by(module)) in captured

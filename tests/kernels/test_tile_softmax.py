@@ -8,12 +8,9 @@ import torch
 import torch.nn.functional as F
 from numba import njit
 
-from octavo.kernels.cpu import amx
 from octavo.kernels.cpu.chunks import begin_context, merge, weigh_rows
 from octavo.kernels.cpu.tile_softmax import KEYS, TILE_ROWS
 from octavo.kernels.cpu.tiles import BLOCK, ROWS, put_gated_run
-
-pytestmark = pytest.mark.skipif(not amx.is_available(), reason="no AMX tiles here")
 
 WIDTH = 64
 SEEN = [(0, KEYS), (0, 1), (5, KEYS), (37, 90), (127, KEYS), (0, 64)]

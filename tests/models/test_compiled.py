@@ -15,14 +15,12 @@ from torch import Tensor
 
 from octavo.errors import ConfigError
 from octavo.kernels.attention import PagedBatch
-from octavo.kernels.cpu import amx, int8
+from octavo.kernels.cpu import int8
 from octavo.models import compiled
 from octavo.models.compiled import CompiledLayers
 from octavo.models.decoder import Decoder
 from octavo.models.layer_stack import TorchLayers
 from octavo.models.loader import load_model
-
-pytestmark = pytest.mark.skipif(not amx.is_available(), reason="no AMX tiles here")
 
 WIDTHS = {"hidden_size": 64, "intermediate_size": 96, "max_position_embeddings": 512}
 WINDOW = {"sliding_window": 140}
@@ -289,7 +287,7 @@ def test_layers_of_a_group_follow_its_own_tables(models) -> None:
         assert torch.equal(hidden, expected[begin:end])
 
 
-def test_what_it_cannot_run_is_left_to_others(models, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_it_cannot_run_is_left_to_others(models) -> None:
     folder, _ = models("llama")
     assert isinstance(load_model(folder, dtype="float32")._layers, TorchLayers)
     assert isinstance(load_model(folder, dtype="bfloat16", attention_backend="reference")._layers, TorchLayers)
@@ -299,8 +297,3 @@ def test_what_it_cannot_run_is_left_to_others(models, monkeypatch: pytest.Monkey
         load_model(folder, dtype="bfloat16", attention_backend="reference", quantization="int8")
     with pytest.raises(ConfigError, match="quantization must be none or int8, not 'int4'"):
         load_model(folder, dtype="bfloat16", quantization="int4")
-    monkeypatch.setattr(int8, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match="--quantization int8"):
-        load_model(folder, dtype="bfloat16", quantization="int8")
-    monkeypatch.setattr(amx, "is_available", lambda: False)
-    assert isinstance(load_model(folder, dtype="bfloat16")._layers, TorchLayers)

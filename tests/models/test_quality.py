@@ -16,11 +16,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from octavo.config import DEFAULT_MODEL
-from octavo.kernels.cpu import amx
 from octavo.models.loader import load_model
 from octavo.models.resolve import resolve
 
-pytestmark = [pytest.mark.model, pytest.mark.skipif(not amx.is_available(), reason="no AMX tiles here")]
+pytestmark = pytest.mark.model
 
 NIGHTLY = os.environ.get("OCTAVO_NIGHTLY") == "1"
 TEXT = Path(__file__).with_name("prose.txt").read_text(encoding="utf-8")

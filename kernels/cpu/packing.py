@@ -1,0 +1,44 @@
+"""Weights of linear layers, the way products of tiles read them: `octavo.kernels.cpu.products`.
+
+A step's linear layers are bound by how fast the weights come from memory when few rows are computed, and by arithmetic
+when many are. One layout serves both, so the weights are kept once. They are cut into groups of 32 outputs, each of
+which is read from its first byte to its last. In it, pairs of inputs lie side by side:
+
+    group g    inputs 0 … 31 × outputs 32g … 32g + 15:        [ k, k+1 of output 32g ] … [ … of 32g + 15 ]   64 bytes
+                                                              [ k+2, k+3 …                               ]   × 16
+               inputs 0 … 31 × outputs 32g + 16 … 32g + 31:   another such tile of 1 KiB
+               inputs 32 … 63 …
+
+    product    rows of x (≤ 16 × 32)  ·  tile of weights (32 × 16)  →  float32 sums (≤ 16 × 16), held over all inputs
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from octavo.kernels.cpu.tiles import BLOCK
+
+OUTPUTS = 16  # of a tile of weights
+PANELS = 2  # tiles of weights that lie side by side
+GROUP = PANELS * OUTPUTS
+
+
+def fits(weight: Tensor) -> bool:
+    """Whether `pack` takes a weight [out, in]."""
+    return weight.device.type == "cpu" and weight.dtype is torch.bfloat16 and weight.shape[1] % BLOCK == 0
+
+
+def pack(weight: Tensor) -> Tensor:
+    """A weight in groups.
+
+    Args:
+        weight: bfloat16 [out, in]; ``in`` is a multiple of 32.
+
+    Returns:
+        bfloat16 [groups, in / 32, 2, 16, 16, 2]; there are as many groups as cover ``out``.
+    """
+    num_outputs, num_inputs = weight.shape
+    padded = torch.nn.functional.pad(weight, (0, 0, 0, -num_outputs % GROUP))
+    parts = padded.view(-1, PANELS, OUTPUTS, num_inputs // BLOCK, BLOCK // 2, 2)
+    return parts.permute(0, 3, 1, 4, 2, 5).contiguous()

@@ -1,0 +1,45 @@
+"""Products of tiles of activations with packed weights: on AMX tiles where the processor has them, else in vectors.
+
+Both have this interface; what is chosen here is chosen once, when the module is loaded.
+
+``configure(config, num_rows)`` shapes the calling thread's tiles for products of ``num_rows`` ≤ 16 rows a tile;
+``config`` is uint8 [64], zeros, scratch. ``release()`` gives them back.
+
+``multiply(sums, first_sum, row_step, panel_step, weights, first_weight, blocks, x, first_x, tile, count, row_tiles,
+fetch)``: sums[r, o] = Σ over the inputs of x[r] · weights[o], for one or two tiles of rows and a group of 32 outputs.
+Arrays are flat; where each operand begins is counted in numbers.
+
+    sums                      float32; up to 16 · row_tiles rows of 2 panels of 16 are written
+    row_step, panel_step      from a row of sums, or from a panel, to the next
+    weights                   uint16, as `octavo.kernels.cpu.packing.pack` lays out a group
+    blocks                    inputs / 32
+    x                         uint16, as in `octavo.kernels.cpu.tiles`
+    tile                      numbers from one tile of rows to the next
+    count                     rows that are wanted, or more; there is memory for all of the tiles
+    row_tiles                 1 or 2; a literal
+    fetch                     1 if the weights come from memory and are to be fetched ahead, else 0; a literal
+
+``multiply_few(sums, first_sum, row_step, weights, first_weight, blocks, x, first_x, tile, x_row, x_block)``: the same
+for two whole tiles of rows, which may lie anywhere, and the first 8 outputs of a group; ``x_row`` and ``x_block`` are
+numbers from a row of x to the next, and from a block of 32 inputs to the next. Nothing is fetched ahead.
+
+``multiply_bytes(sums, numbers, first_weight, blocks, split, first_x, count, fetch)``: sums of the bytes of a tile of
+rows with a group of weights in int8. What counts is 256 · those of high bytes + those of low ones.
+
+    sums                      int32 [`int8.NUM_SUMS`]: those of high bytes, of both panels, then those of low ones
+    numbers                   int8, as `octavo.kernels.cpu.int8.pack` lays out groups
+    blocks                    inputs / 64
+    split                     uint8, from `octavo.kernels.cpu.int8.split_rows`
+    count, fetch              as above
+"""
+
+from __future__ import annotations
+
+from octavo.kernels.cpu import amx, vector_products
+
+_chosen = amx if amx.is_available() else vector_products
+
+CHOSEN = _chosen.__name__  # for keys of compiled code
+
+configure, release = _chosen.configure, _chosen.release
+multiply, multiply_few, multiply_bytes = _chosen.multiply, _chosen.multiply_few, _chosen.multiply_bytes

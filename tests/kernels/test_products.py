@@ -1,0 +1,281 @@
+"""Matrix products of tiles: right for every shape, and the same for a row whatever stands beside it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numba import njit
+from torch import Tensor
+
+from octavo.kernels.cpu import int8, packing, vector_products, vectors
+from octavo.kernels.cpu.linear import PANEL, linear
+from octavo.kernels.cpu.packing import OUTPUTS
+from octavo.kernels.cpu.tiles import BLOCK, ROWS, put_run, tile_rows, tiled_size
+from octavo.kernels.cpu.vector_products import multiply, multiply_bytes, multiply_few
+from octavo.models.layers import Head, Layout, Linear
+
+COUNTS = [1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 64, 80, 130]
+SHAPES = [(1, 32), (16, 32), (31, 64), (33, 32), (64, 96), (200, 160), (576, 1536)]
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+    return linear(x, packing.pack(weight), weight.shape[0], bias, dtype)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("num_rows", COUNTS)
+def test_equals_the_product_in_double_precision(num_rows: int, shape: tuple[int, int]) -> None:
+    x, weight, bias = random(num_rows, shape[1], seed=1), random(*shape, seed=2), random(shape[0], seed=3).float()
+    exact = x.double() @ weight.double().T
+    torch.testing.assert_close(product(x, weight).double(), exact, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(product(x, weight, bias).double(), exact + bias, rtol=1e-5, atol=1e-3)
+
+
+# ── weights in int8 ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def widened(weight: Tensor) -> Tensor:
+    """What is left of a weight in int8: float64."""
+    numbers, scales = int8.quantize(weight)
+    return numbers.double() * scales.double()[:, None]
+
+
+def quantized_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    numbers, scales = int8.quantize(weight)
+    return linear(x, int8.pack(numbers), weight.shape[0], bias, torch.float32, scales)
+
+
+def test_a_weight_in_int8_is_off_by_half_a_step_of_its_outputs_scale() -> None:
+    weight = random(50, 64) * torch.logspace(-3, 3, 50)[:, None].bfloat16()
+    numbers, scales = int8.quantize(weight)
+    assert numbers.dtype is torch.int8
+    assert (numbers.abs().amax(dim=1) == 127).all()
+    assert ((widened(weight) - weight.double()).abs() <= 0.5001 * scales.double()[:, None]).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("num_rows", [1, 16, 33, 130, 300])
+def test_a_product_in_int8_is_that_of_what_is_left_of_the_weights(num_rows: int, shape: tuple[int, int]) -> None:
+    x, weight, bias = random(num_rows, shape[1], seed=1), random(*shape, seed=2), random(shape[0], seed=3).float()
+    # Off by what fixed point rounds: half a step of 1 / 32,512 of a row's largest number.
+    exact = x.double() @ widened(weight).T
+    torch.testing.assert_close(quantized_product(x, weight).double(), exact, rtol=0, atol=1e-2)
+    torch.testing.assert_close(quantized_product(x, weight, bias).double(), exact + bias, rtol=0, atol=1e-2)
+
+
+def test_a_row_does_not_depend_on_the_others_in_int8_either() -> None:
+    x, weight = random(300, 192), random(100, 192, seed=1)
+    together = quantized_product(x, weight)
+    for num_rows in COUNTS:
+        assert torch.equal(quantized_product(x[:num_rows], weight), together[:num_rows]), num_rows
+
+
+def test_outputs_without_weights_are_nothing_in_int8() -> None:
+    weight = random(40, 64)
+    weight[7] = 0
+    out = quantized_product(random(3, 64), weight)
+    assert (out[:, 7] == 0).all()
+    assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("tiny", [0.0, 1e-38, 1e-40])
+def test_rows_that_are_next_to_nothing_stay_so_in_int8(tiny: float) -> None:
+    x = random(20, 64)
+    x[3] = tiny
+    out = quantized_product(x, random(40, 64, seed=1))
+    assert out.isfinite().all()
+    assert (out[3].abs() < 1e-30).all()
+    assert torch.equal(out[4:], quantized_product(x[4:], random(40, 64, seed=1)))
+
+
+def test_a_layer_in_int8_takes_half_the_memory() -> None:
+    weight, x = random(96, 64), random(5, 64, seed=1)
+    plain, quantized = Linear(weight), Linear(weight, quantized=True)
+    assert sum(t.nbytes for t in quantized.tensors) == sum(t.nbytes for t in plain.tensors) // 2 + 4 * 96
+    assert torch.equal(quantized(x), quantized_product(x, weight).bfloat16())
+    assert torch.equal(Head(quantized, weight)(x), quantized_product(x, weight))
+
+
+# ── layers ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("num_rows", [1, 16, 50])
+def test_bfloat16_results_are_the_sums_rounded_once(num_rows: int) -> None:
+    x, weight, bias = random(num_rows, 96), random(70, 96, seed=1), random(70, seed=2).float()
+    rounded = product(x, weight, bias, torch.bfloat16)
+    assert rounded.dtype is torch.bfloat16
+    assert torch.equal(rounded, product(x, weight, bias).bfloat16())
+
+
+def test_a_row_does_not_depend_on_the_others() -> None:
+    x, weight = random(130, 192), random(100, 192, seed=1)
+    together = product(x, weight)
+    for num_rows in COUNTS:
+        assert torch.equal(product(x[:num_rows], weight), together[:num_rows]), num_rows
+    assert torch.equal(product(x[77:78], weight), together[77:78])
+
+
+def test_rows_may_lie_apart() -> None:
+    x, weight = random(20, 160), random(40, 64, seed=1)
+    part = x[:, 32:96]
+    assert torch.equal(product(part, weight), product(part.contiguous(), weight))
+
+
+def test_threads_change_nothing() -> None:
+    x, weight = random(33, 1536), random(576, 1536, seed=1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    alone = product(x, weight)
+    torch.set_num_threads(before)
+    assert torch.equal(product(x, weight), alone)
+
+
+def test_infinities_and_nans_stay_in_their_row() -> None:
+    x, weight = random(20, 64), random(40, 64, seed=1)
+    expected = product(x, weight)
+    x[3, 5], x[19, 63] = torch.inf, torch.nan
+    got = product(x, weight)
+    assert torch.isnan(got[19]).all()
+    assert not torch.isfinite(got[3]).any()
+    others = [row for row in range(20) if row not in (3, 19)]
+    assert torch.equal(got[others], expected[others])
+
+
+def test_inputs_that_fill_no_tile_are_left_to_others() -> None:
+    assert not packing.fits(random(10, 48))
+    assert not packing.fits(random(10, 64).float())
+    assert Linear(random(10, 48)).layout is not Layout.PANELS
+
+
+def test_a_linear_layer_uses_it() -> None:
+    weight, bias, x = random(50, 64), random(50, seed=1), random(3, 64, seed=2)
+    layer = Linear(weight, bias)
+    assert layer.layout is Layout.PANELS
+    assert torch.equal(layer(x), product(x, weight, bias.float(), torch.bfloat16))
+
+
+def test_logits_are_not_rounded() -> None:
+    weight, hidden = random(300, 64), random(4, 64, seed=2)
+    logits = Head(Linear(weight), weight)(hidden)
+    assert logits.dtype is torch.float32
+    assert torch.equal(logits, product(hidden, weight))
+
+
+def test_other_layouts_serve_what_has_no_tiles() -> None:
+    weight, x = random(50, 48), random(3, 48, seed=2)
+    exact = x.float() @ weight.float().T
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        layer = Linear(weight.to(dtype))
+        assert layer.layout is not Layout.PANELS
+        torch.testing.assert_close(layer(x.to(dtype)).float(), exact, rtol=1e-2, atol=1e-1)
+        logits = Head(layer, weight.to(dtype))(x.to(dtype))
+        assert torch.equal(logits.argmax(dim=-1), exact.argmax(dim=-1))
+
+
+# ── in vectors, on whatever processor ───────────────────────────────────────────────────────────────────────
+
+
+@njit
+def multiplied(sums, weights, blocks, x, tile, count):
+    multiply(sums, 0, OUTPUTS, PANEL, weights, 0, blocks, x, 0, tile, count, 2, 1)
+
+
+@njit
+def multiplied_few(sums, weights, blocks, x, second, x_row, x_block):
+    multiply_few(sums, 0, 32, weights, 0, blocks, x, 0, second, x_row, x_block)
+
+
+@njit
+def multiplied_bytes(sums, numbers, blocks, split, steps, x, count, num_inputs):
+    int8.split_rows(split, steps, x, 0, count, num_inputs)
+    multiply_bytes(sums, numbers, 0, blocks, split, 0, count, 1)
+
+
+def words(x: Tensor) -> np.ndarray:
+    return x.contiguous().view(torch.uint16).numpy().reshape(-1)
+
+
+def tiled(x: Tensor) -> np.ndarray:
+    """Rows in tiles; rows that fill up the last ones are NaN."""
+    tiles = np.full(tiled_size(*x.shape), 0x7FC0, np.uint16)
+    tile_rows(tiles, x.view(torch.uint16).numpy())
+    return tiles
+
+
+@pytest.mark.parametrize("num_inputs", [32, 96, 576])
+@pytest.mark.parametrize("count", range(1, 33))
+def test_vectors_multiply_any_number_of_rows(count: int, num_inputs: int) -> None:
+    x, weight, sums = random(count, num_inputs), random(32, num_inputs, seed=1), np.empty(2 * PANEL, np.float32)
+    multiplied(sums, words(packing.pack(weight)), num_inputs // BLOCK, tiled(x), ROWS * num_inputs, count)
+    got = torch.from_numpy(sums).view(2, 32, OUTPUTS)[:, :count].transpose(0, 1).reshape(count, 32)
+    torch.testing.assert_close(got.double(), x.double() @ weight.double().T, rtol=1e-5, atol=1e-3)
+    for row in range(count):  # the same whatever stands beside it
+        alone = np.empty(2 * PANEL, np.float32)
+        multiplied(alone, words(packing.pack(weight)), num_inputs // BLOCK, tiled(x[row : row + 1]), 0, 1)
+        assert torch.equal(torch.from_numpy(alone).view(2, 32, OUTPUTS)[:, 0].reshape(-1), got[row])
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_vectors_multiply_rows_wherever_they_lie(in_place: bool) -> None:
+    width, weight = 64, random(32, 64, seed=1)
+    first, second, sums = random(ROWS, width), random(ROWS, width, seed=2), np.empty(32 * 32, np.float32)
+    if in_place:  # the second tile elsewhere
+        x, steps = words(torch.cat((first, random(5, width), second))), (21 * width, width, BLOCK)
+    else:
+        x, steps = tiled(torch.cat((first, second))), (ROWS * width, BLOCK, ROWS * BLOCK)
+    multiplied_few(sums, words(packing.pack(weight)), width // BLOCK, x, *steps)
+    exact = torch.cat((first, second)).double() @ weight[:8].double().T
+    got = torch.from_numpy(sums).view(32, 32)[:, :8].double()
+    torch.testing.assert_close(got, exact, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("instruction", [True, False], ids=["one instruction", "plain"])
+@pytest.mark.parametrize("num_inputs", [32, 64, 1504, 4096])
+def test_sums_of_bytes_are_exact(num_inputs: int, instruction: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not instruction:
+        monkeypatch.setattr(vector_products, "_has_pair_products", lambda: False)
+        run = njit(multiplied_bytes.py_func)
+    else:
+        run = multiplied_bytes
+    blocks = -(-num_inputs // 64)
+    numbers = torch.randint(-127, 128, (32, num_inputs), generator=torch.Generator().manual_seed(0), dtype=torch.int8)
+    numbers[3] = 127  # the largest sums there are
+    for count in (1, 2, 15, 16):
+        x = random(count, num_inputs)
+        x[0] = 3.0
+        sums, steps = np.empty(int8.NUM_SUMS, np.int32), np.empty(count, np.float32)
+        split = np.zeros(int8.split_bytes(count, num_inputs), np.uint8)
+        packed = int8.pack(numbers).numpy().reshape(-1)
+        run(sums, packed, blocks, split, steps, tiled(x), count, num_inputs)
+        bytes_of = torch.from_numpy(split).view(blocks, 2, ROWS, 64)[:, :, :count].long()
+        fixed = (256 * bytes_of[:, 0].to(torch.int8).long() + bytes_of[:, 1]).transpose(0, 1).reshape(count, -1)
+        assert ((fixed[:, :num_inputs] * torch.from_numpy(steps)[:, None] - x.float()).abs() < 1e-3).all()
+        high, low = torch.from_numpy(sums).long().view(2, 2, ROWS, OUTPUTS)
+        got = (256 * high + low)[:, :count].transpose(0, 1).reshape(count, 32)
+        assert torch.equal(got, fixed[:, :num_inputs] @ numbers.long().T)
+
+
+@pytest.mark.parametrize("instruction", [True, False], ids=["one instruction", "plain"])
+def test_rounding_to_bfloat16(instruction: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if instruction and not vectors._rounds_to_bfloat():
+        pytest.skip("no such instruction here")
+    monkeypatch.setattr(vectors, "_rounds_to_bfloat", lambda: instruction)
+
+    @njit
+    def rounded(out, x):
+        for i in range(0, x.shape[0], 16):
+            put_run(out, i, x, i, 16)
+
+    x = torch.randn(4096, generator=torch.Generator().manual_seed(0)) * torch.logspace(-30, 30, 4096)
+    x[:8] = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, 3.4e38, -3.4e38, 1.00390625, 1.01171875])  # ties to even
+    out = np.empty(len(x), np.uint16)
+    rounded(out, x.numpy())
+    assert torch.equal(torch.from_numpy(out).view(torch.bfloat16), x.bfloat16())
+    nans = torch.tensor([0x7F800001, 0x7FFFFFFF, -1, 0x7FC00000] * 4, dtype=torch.int32).view(torch.float32)
+    rounded(out, nans.numpy())
+    assert torch.from_numpy(out[:16]).view(torch.bfloat16).isnan().all()
