@@ -40,12 +40,12 @@ class Variant(NamedTuple):
         ]
 
 
-# For chunks of one token: few and short, but one of them fills blocks.
+# For what takes long: few and short, but one of them fills blocks.
 SHORT = (*PROMPTS[:3], next(prompt for prompt in PROMPTS if prompt.name == "question"))
 
 VARIANTS = {
     "block 16, chunk 512, cached": Variant(16, 512, True),
-    "block 16, chunk 512, cached, alone": Variant(16, 512, True, at_once=1),
+    "block 16, chunk 512, cached, alone": Variant(16, 512, True, at_once=1, prompts=SHORT),
     "block 1, chunk 512, cached": Variant(1, 512, True),
     "block 8, chunk 7, cached": Variant(8, 7, True),
     "block 32, chunk 7, uncached": Variant(32, 7, False),

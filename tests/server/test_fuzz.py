@@ -29,7 +29,7 @@ from octavo.scheduler.sampling import MAX_WHOLE
 from octavo.server.structured import FIELDS as GRAMMARS
 
 NIGHTLY = "OCTAVO_NIGHTLY" in os.environ
-RANDOM_CASES = 2000 if NIGHTLY else 20  # of each operation, beside those at the bounds of each of its fields
+RANDOM_CASES = 2000 if NIGHTLY else 10  # of each operation, beside those at the bounds of each of its fields
 CANARY_EVERY = 50
 CANARY = "The fox"
 
