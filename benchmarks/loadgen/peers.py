@@ -187,6 +187,9 @@ async def running(peer: Peer, *, start_timeout: float, request_timeout: float) -
         port = _free_port()
         target = Target(f"http://{HOST}:{port}/v1", peer.model, timeout=request_timeout)
         started = time.perf_counter()
+        # It has a session of its own and would outlive a benchmark that is asked to end, as `timeout` does.
+        if (task := asyncio.current_task()) is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [*peer.command, "--port", str(port)],

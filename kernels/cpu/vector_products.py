@@ -27,9 +27,12 @@ from octavo.kernels.cpu.tiles import BLOCK, ROWS
 
 # Weights are fetched so many bytes before they are multiplied: the hardware stops at the end of each page of 4 KiB.
 _AHEAD = 4096
-# Rows that are computed side by side. There are registers for the sums of four with one panel of weights, or of one or
-# two with both; with fewer sums than eight the arithmetic would wait for itself.
-_MANY = 4
+# 32 registers of 16 numbers, instead of 16 of 8.
+_IS_WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
+# Rows that are computed side by side, and with how many panels of weights: as many sums as there are registers for.
+# With fewer than eight registers of them the arithmetic would wait for itself; few rows wait for memory anyway.
+_MANY, _PANELS_OF_MANY = (8, PANELS) if _IS_WIDE else (4, 1)
+_FEWEST_OF_MANY = 5 if _IS_WIDE else 3  # rows for which the others would take longer
 # Where only 8 outputs count.
 _FEW_ROWS, _FEW_OUTPUTS = 8, 8
 _UNROLLED = 4  # pairs of inputs
@@ -64,11 +67,12 @@ def multiply(
             at, to = first_x + half * tile + row * BLOCK, first_sum + (half * ROWS + row) * row_step
             # Only the first rows wait for the weights; then they are in the cache.
             ahead = _AHEAD if fetch == 1 and half == 0 and row == 0 else 0
-            if end - row > 2:
-                for panel in range(PANELS):
+            if end - row >= _FEWEST_OF_MANY:
+                for panel in range(0, PANELS, _PANELS_OF_MANY):
                     _sum_rows(
-                        sums, to + panel * panel_step, row_step, 0, weights, first_weight + panel * _TILE, blocks,
-                        x, at, BLOCK, _TILE, ahead, _MANY, 1, OUTPUTS,
+                        sums, to + panel * panel_step, row_step, panel_step,
+                        weights, first_weight + panel * _TILE, blocks,
+                        x, at, BLOCK, _TILE, ahead, _MANY, _PANELS_OF_MANY, OUTPUTS,
                     )  # fmt: skip
                     ahead = 0
                 row += _MANY

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -218,6 +220,27 @@ def test_vectors_multiply_any_number_of_rows(count: int, num_inputs: int) -> Non
         alone = np.empty(2 * PANEL, np.float32)
         multiplied(alone, words(packing.pack(weight)), num_inputs // BLOCK, tiled(x[row : row + 1]), 0, 1)
         assert torch.equal(torch.from_numpy(alone).view(2, 32, OUTPUTS)[:, 0].reshape(-1), got[row])
+
+
+@pytest.mark.parametrize(("rows", "panels"), [(8, 2), (4, 1)], ids=["32 wide registers", "16"])
+def test_vectors_for_registers_of_any_number(rows: int, panels: int) -> None:
+    source = inspect.getsource(multiply.py_func).partition("\n")[2]
+    names = vars(vector_products) | {"_MANY": rows, "_PANELS_OF_MANY": panels, "_FEWEST_OF_MANY": rows // 2 + 1}
+    exec(source, names)
+    by = njit(names["multiply"])
+
+    @njit
+    def multiplied_by(sums, weights, blocks, x, tile, count):
+        by(sums, 0, OUTPUTS, PANEL, weights, 0, blocks, x, 0, tile, count, 2, 1)
+
+    weight = random(32, 96, seed=1)
+    for count in range(1, 33):
+        x, sums, expected = random(count, 96), np.empty(2 * PANEL, np.float32), np.empty(2 * PANEL, np.float32)
+        arguments = words(packing.pack(weight)), 3, tiled(x), ROWS * 96, count
+        multiplied_by(sums, *arguments)
+        multiplied(expected, *arguments)
+        kept = [array.reshape(2, 32, OUTPUTS)[:, :count] for array in (sums, expected)]
+        np.testing.assert_array_equal(*kept)
 
 
 @pytest.mark.parametrize("in_place", [True, False])
