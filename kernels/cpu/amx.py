@@ -17,6 +17,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from octavo.kernels.cpu.memory import LINE, emit_address, emit_fetch
 from octavo.kernels.cpu.packing import PANELS
 from octavo.kernels.cpu.tiles import BLOCK, ROWS
 
@@ -31,7 +32,6 @@ _ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
 _BYTE, _INT64, _VOID = ir.IntType(8), ir.IntType(64), ir.VoidType()
 _POINTER = _BYTE.as_pointer()
 _TILE_BYTES = 2 * BLOCK * ROWS
-_LINE = 64
 
 
 @cache
@@ -55,7 +55,7 @@ def configure(config, num_rows):
     """
     config[0] = 1
     for tile in range(8):
-        config[16 + 2 * tile] = _LINE  # bytes of a row
+        config[16 + 2 * tile] = LINE  # bytes of a row
         config[48 + tile] = num_rows if tile < 6 else BLOCK // 2  # rows
     _load_config(config)
 
@@ -99,7 +99,7 @@ def multiply(
         return None
 
     def codegen(context, builder, signature, args):
-        steps = _INT64(_LINE), _INT64(_TILE_BYTES)
+        steps = _INT64(LINE), _INT64(_TILE_BYTES)
         _emit_multiply(context, builder, signature, args, row_tiles.literal_value, fetch.literal_value, steps)
         return context.get_dummy_value()
 
@@ -130,7 +130,7 @@ def _emit_multiply(context, builder, signature, args, row_tiles, fetch, steps, p
         fetch: As there; None for no fetching at all.
         steps: From a row of x to the next and from a block of 32 inputs to the next, in bytes.
     """
-    total, weight, rows = (_begin(context, builder, signature, args, i) for i in (0, 4, 7))
+    total, weight, rows = (emit_address(context, builder, signature, args, i) for i in (0, 4, 7))
 
     def times(value, number):
         return builder.mul(value, _INT64(number))
@@ -143,13 +143,15 @@ def _emit_multiply(context, builder, signature, args, row_tiles, fetch, steps, p
             offset = builder.add(times(args[9], 2 * i), builder.mul(loop.index, steps[1]))
             _emit_load(builder, 4 + i, builder.gep(rows, [offset]), steps[0])
             if row_tiles == 2 and fetch == 0:
-                _emit_prefetch(builder, rows, builder.add(offset, _INT64(_ROWS_AHEAD * _TILE_BYTES)), _TILE_BYTES)
+                ahead = builder.add(offset, _INT64(_ROWS_AHEAD * _TILE_BYTES))
+                emit_fetch(builder, builder.gep(rows, [ahead]), _TILE_BYTES)
         offset = times(loop.index, PANELS * _TILE_BYTES)
         if fetch:
-            _emit_prefetch(builder, weight, builder.add(offset, _INT64(_AHEAD)), PANELS * _TILE_BYTES)
+            ahead = builder.add(offset, _INT64(_AHEAD))
+            emit_fetch(builder, builder.gep(weight, [ahead]), PANELS * _TILE_BYTES)
         for j in range(panels):
             pointer = builder.gep(weight, [builder.add(offset, _INT64(j * _TILE_BYTES))])
-            _emit_load(builder, 6 + j, pointer, _INT64(_LINE))
+            _emit_load(builder, 6 + j, pointer, _INT64(LINE))
             for i in range(row_tiles):
                 names = [_BYTE(i * PANELS + j), _BYTE(4 + i), _BYTE(6 + j)]
                 _emit(builder, "tdpbf16ps", [_BYTE] * 3, names)
@@ -177,43 +179,28 @@ def multiply_bytes(typingctx, sums, numbers, first_weight, blocks, split, first_
 def _emit_multiply_bytes(context, builder, signature, args, *, fetch):
     """Emits a product of bytes; tiles 4 and 5 hold high and low bytes of the rows."""
     sums = builder.bitcast(context.make_array(signature.args[0])(context, builder, args[0]).data, _POINTER)
-    weight, rows = (_begin(context, builder, signature, args, i) for i in (1, 4))
+    weight, rows = (emit_address(context, builder, signature, args, i) for i in (1, 4))
     for tile in range(2 * PANELS):
         _emit(builder, "tilezero", [_BYTE], [_BYTE(tile)])
     with cgutils.for_range(builder, args[3]) as loop:
         offset = builder.mul(loop.index, _INT64(2 * _TILE_BYTES))
         for part in range(2):
             pointer = builder.gep(rows, [builder.add(offset, _INT64(part * _TILE_BYTES))])
-            _emit_load(builder, 4 + part, pointer, _INT64(_LINE))
+            _emit_load(builder, 4 + part, pointer, _INT64(LINE))
         if fetch:
-            _emit_prefetch(builder, weight, builder.add(offset, _INT64(_AHEAD)), PANELS * _TILE_BYTES)
+            ahead = builder.add(offset, _INT64(_AHEAD))
+            emit_fetch(builder, builder.gep(weight, [ahead]), PANELS * _TILE_BYTES)
         else:
             ahead = builder.add(offset, _INT64(_ROWS_AHEAD * 2 * _TILE_BYTES))
-            _emit_prefetch(builder, rows, ahead, 2 * _TILE_BYTES)
+            emit_fetch(builder, builder.gep(rows, [ahead]), 2 * _TILE_BYTES)
         for j in range(PANELS):
             pointer = builder.gep(weight, [builder.add(offset, _INT64(j * _TILE_BYTES))])
-            _emit_load(builder, 6 + j, pointer, _INT64(_LINE))
+            _emit_load(builder, 6 + j, pointer, _INT64(LINE))
             _emit(builder, "tdpbssd", [_BYTE] * 3, [_BYTE(j), _BYTE(4), _BYTE(6 + j)])
             _emit(builder, "tdpbusd", [_BYTE] * 3, [_BYTE(PANELS + j), _BYTE(5), _BYTE(6 + j)])
     for tile in range(2 * PANELS):
-        arguments = [_BYTE(tile), builder.gep(sums, [_INT64(tile * _TILE_BYTES)]), _INT64(_LINE)]
+        arguments = [_BYTE(tile), builder.gep(sums, [_INT64(tile * _TILE_BYTES)]), _INT64(LINE)]
         _emit(builder, "tilestored64", [_BYTE, _POINTER, _INT64], arguments)
-
-
-def _begin(context, builder, signature, args, i):
-    """A byte pointer to where an operand begins: an array and, after it, an offset in its elements."""
-    data = context.make_array(signature.args[i])(context, builder, args[i]).data
-    return builder.bitcast(builder.gep(data, [args[i + 1]]), _POINTER)
-
-
-def _emit_prefetch(builder, pointer, offset, num_bytes):
-    """Asks for so many bytes; never faults, wherever they are."""
-    number = ir.IntType(32)
-    function_type = ir.FunctionType(_VOID, [_POINTER, number, number, number])
-    function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0i8")
-    for line in range(0, num_bytes, _LINE):
-        at = builder.gep(pointer, [builder.add(offset, _INT64(line))])
-        builder.call(function, [at, number(0), number(3), number(1)])
 
 
 def _emit_load(builder, tile, pointer, row_bytes):

@@ -17,7 +17,7 @@ import numpy as np
 from numba import njit, prange, types
 
 from octavo.kernels import kv_rows as layout
-from octavo.kernels.cpu import bits, elementary, kv_rows, rows, softmax, vectors
+from octavo.kernels.cpu import bits, elementary, kv_rows, memory, rows, softmax, vectors
 from octavo.kernels.cpu.bits import narrow, source_key, widen
 from octavo.kernels.cpu.elementary import FASTMATH, LOG2E, exp2, softcapped
 from octavo.kernels.cpu.rows import score_run, weigh_run
@@ -49,7 +49,7 @@ def decode_kernel(stored: types.Type, kept: types.Type, group: int, head_dim: in
     real, number = types.float32, types.int64
     signature = types.void(heads, heads, cache_, tables, lengths, real, number, real, real[::1], number)
 
-    sources = source_key(bits, elementary, kv_rows, layout, rows, softmax, vectors)
+    sources = source_key(bits, elementary, kv_rows, layout, memory, rows, softmax, vectors)
 
     @njit(signature, parallel=True, fastmath=FASTMATH, error_model="numpy", nogil=True, cache=True)
     def decode(out, q, kv, block_tables, seq_lens, scale, window, softcap, sinks, num_workers):

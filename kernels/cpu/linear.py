@@ -15,7 +15,19 @@ import torch
 from numba import njit, prange, types
 from torch import Tensor
 
-from octavo.kernels.cpu import amx, bits, elementary, int8, packing, products, team, tiles, vector_products, vectors
+from octavo.kernels.cpu import (
+    amx,
+    bits,
+    elementary,
+    int8,
+    memory,
+    packing,
+    products,
+    team,
+    tiles,
+    vector_products,
+    vectors,
+)
 from octavo.kernels.cpu.bits import NUMBA_TYPES, source_key, stored
 from octavo.kernels.cpu.elementary import FASTMATH
 from octavo.kernels.cpu.int8 import NUM_SUMS
@@ -88,7 +100,7 @@ def linear(
 
 @cache
 def _linear_kernel(number: types.Type):
-    key = source_key(amx, bits, elementary, int8, packing, products, team, tiles, vector_products, vectors)
+    key = source_key(amx, bits, elementary, int8, memory, packing, products, team, tiles, vector_products, vectors)
     chosen = products.CHOSEN
     signature = types.void(
         number[:, ::1], types.Array(types.uint16, 2, "A"),

@@ -22,15 +22,14 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from octavo.kernels.cpu.bits import F32, I32, emit_splat, emit_widen
+from octavo.kernels.cpu.bits import F32, emit_splat, emit_widen
 from octavo.kernels.cpu.kv_rows import scale_pointer
+from octavo.kernels.cpu.memory import emit_fetch
 
 # 16 float32 fill an AVX-512 register; LLVM splits them for narrower machines.
 MAX_LANES = 16
 # Accumulators that one loop over V keeps, of 32 registers: the row and a weight need some too.
 MAX_ACCUMULATORS = 24
-# Bytes.
-CACHE_LINE = 64
 # Sums may be reordered and fused; NaN and infinity keep their meaning.
 FLAGS = ("reassoc", "contract", "nsz")
 
@@ -152,13 +151,8 @@ class _Memory:
 
     def prefetch(self, index, count):
         """Asks for the cache lines of ``count`` elements; never faults, wherever they are."""
-        byte = ir.IntType(8).as_pointer()
-        function = cgutils.get_or_insert_function(
-            self.builder.module, ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32]), "llvm.prefetch.p0i8"
-        )
-        for line in range(0, count, CACHE_LINE * 8 // self.stored_type.bitwidth):
-            pointer = self._pointer(self.builder.add(index, _index(line)), byte.pointee)
-            self.builder.call(function, [pointer, I32(0), I32(3), I32(1)])
+        num_bytes = count * self.stored_type.bitwidth // 8
+        emit_fetch(self.builder, self._pointer(index, ir.IntType(8)), num_bytes)
 
     def store(self, index, value):
         self.builder.store(value, self._pointer(index, value.type), align=self.stored_type.bitwidth // 8)

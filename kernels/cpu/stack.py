@@ -37,6 +37,7 @@ from octavo.kernels.cpu import (
     int8,
     kv_rows,
     linear,
+    memory,
     packing,
     products,
     team,
@@ -220,7 +221,7 @@ def _running_total(counts: IntArray) -> IntArray:
 def _share_of(group: int, head_dim: int, activation: int, int8_kv: bool):  # noqa: PLR0915 - a table of arguments and a list of stages
     """A thread's share of all layers, for models of one shape of heads: a C function of a frame's address."""
     key = source_key(
-        amx, bits, chunks, elementary, int8, kv_rows, layout, linear, packing, products, team, tile_decodes,
+        amx, bits, chunks, elementary, int8, kv_rows, layout, linear, memory, packing, products, team, tile_decodes,
         tile_layout, tile_prompts, tile_softmax, tiles, vector_products, vectors,
     )  # fmt: skip
     chosen = products.CHOSEN

@@ -19,6 +19,7 @@ from numba.extending import intrinsic
 
 from octavo.kernels.cpu.bits import emit_splat, emit_widen
 from octavo.kernels.cpu.elementary import FASTMATH
+from octavo.kernels.cpu.memory import LINE, emit_address, emit_fetch
 from octavo.kernels.cpu.vectors import FUSED, emit_bfloat, emit_reduce, emit_sigmoid, filled
 
 # Of a tile of activations.
@@ -255,14 +256,10 @@ def fetch(typingctx, array, at, num_bytes):
     """Asks for so many bytes of an array from number ``at`` on, beyond its end if they are more; never faults."""
 
     def codegen(context, builder, signature, args):
-        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        begin = builder.bitcast(builder.gep(context.make_array(array)(context, builder, args[0]).data, [args[1]]), byte)
-        function_type = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-        prefetch = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0i8")
-        index = args[2].type
-        with cgutils.for_range(builder, builder.udiv(builder.add(args[2], index(63)), index(64))) as loop:
-            pointer = builder.gep(begin, [builder.mul(loop.index, index(64))])
-            builder.call(prefetch, [pointer, number(0), number(3), number(1)])
+        begin, index = emit_address(context, builder, signature, args, 0), args[2].type
+        lines = builder.udiv(builder.add(args[2], index(LINE - 1)), index(LINE))
+        with cgutils.for_range(builder, lines) as loop:
+            emit_fetch(builder, builder.gep(begin, [builder.mul(loop.index, index(LINE))]))
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.intp), codegen

@@ -22,6 +22,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from octavo.kernels.cpu.bits import F32, I16, I32, emit_splat
+from octavo.kernels.cpu.memory import LINE, emit_address, emit_fetch
 from octavo.kernels.cpu.packing import OUTPUTS, PANELS
 from octavo.kernels.cpu.tiles import BLOCK, ROWS
 
@@ -38,7 +39,6 @@ _FEW_ROWS, _FEW_OUTPUTS = 8, 8
 _UNROLLED = 4  # pairs of inputs
 
 _TILE = BLOCK * ROWS  # numbers
-_LINE = 64
 # Of 64 inputs each: a sum of so many pairs of products of 16 and 8 bits fits 32 bits.
 _BLOCKS_AT_ONCE = 16
 _HALF = PANELS * ROWS * OUTPUTS  # of the sums of bytes: first those of high bytes, then those of low ones
@@ -136,7 +136,7 @@ def _sum_byte_rows(typingctx, sums, first_sum, numbers, first_weight, blocks, sp
     four_bytes, longs = ir.VectorType(_BYTE, 4), ir.VectorType(_INT64, 4)
 
     def codegen(context, builder, signature, args):
-        weight, first = (_begin(context, builder, signature, args, i) for i in (2, 5))
+        weight, first = (emit_address(context, builder, signature, args, i) for i in (2, 5))
         zero = ir.Constant(pairs, [0] * pairs.count)
         cells = {(r, k): cgutils.alloca_once_value(builder, zero) for r in rows for k in quarters}
 
@@ -148,9 +148,9 @@ def _sum_byte_rows(typingctx, sums, first_sum, numbers, first_weight, blocks, sp
             offset = builder.mul(loop.index, _INT64(4 * _TILE))
             weight_block, row_block = builder.gep(weight, [offset]), builder.gep(first, [offset])
             with builder.if_then(builder.icmp_signed(">", args[7], _INT64(0))):
-                _emit_prefetch(builder, builder.gep(weight_block, [args[7]]), 4 * _TILE)
+                emit_fetch(builder, builder.gep(weight_block, [args[7]]), 4 * _TILE)
             with cgutils.for_range(builder, _INT64(ROWS)) as quad:
-                at = builder.mul(quad.index, _INT64(_LINE))
+                at = builder.mul(quad.index, _INT64(LINE))
                 factors = []
                 for k in quarters:
                     stored = load(weight_block, builder.add(at, _INT64(16 * k)), bytes_of_quarter)
@@ -224,7 +224,7 @@ def _sum_rows(
     sixteen, upper_half = (ir.Constant(words, [number] * words.count) for number in (16, _UPPER_HALF))
 
     def codegen(context, builder, signature, args):
-        total, weight, first = (_begin(context, builder, signature, args, i) for i in (0, 4, 7))
+        total, weight, first = (emit_address(context, builder, signature, args, i) for i in (0, 4, 7))
         row_step, panel_step, row_bytes, block_bytes = (
             builder.mul(args[i], _INT64(size)) for i, size in ((2, 4), (3, 4), (9, 2), (10, 2))
         )
@@ -244,13 +244,13 @@ def _sum_rows(
             weight_block = builder.gep(weight, [builder.mul(loop.index, _INT64(PANELS * 2 * _TILE))])
             row_block = builder.gep(first, [builder.mul(loop.index, block_bytes)])
             with builder.if_then(builder.icmp_signed(">", args[11], _INT64(0))):
-                _emit_prefetch(builder, builder.gep(weight_block, [args[11]]), PANELS * 2 * _TILE)
+                emit_fetch(builder, builder.gep(weight_block, [args[11]]), PANELS * 2 * _TILE)
             with cgutils.for_range(builder, _INT64(BLOCK // 2 // _UNROLLED)) as inner:
                 for i in range(_UNROLLED):
                     pair = builder.add(builder.mul(inner.index, _INT64(_UNROLLED)), _INT64(i))
                     factors = []
                     for j in columns:
-                        offset = builder.add(builder.mul(pair, _INT64(_LINE)), _INT64(j * 2 * _TILE))
+                        offset = builder.add(builder.mul(pair, _INT64(LINE)), _INT64(j * 2 * _TILE))
                         pointer = builder.bitcast(builder.gep(weight_block, [offset]), words.as_pointer())
                         factors.append(halves(builder.load(pointer, align=4)))
                     for r in rows:
@@ -271,17 +271,3 @@ def _sum_rows(
     return types.void(
         sums, size, size, size, weights, size, size, x, size, size, size, size, num_rows, panels, outputs
     ), codegen
-
-
-def _begin(context, builder, signature, args, i):
-    """A byte pointer to where an operand begins: an array and, after it, an offset in its elements."""
-    data = context.make_array(signature.args[i])(context, builder, args[i]).data
-    return builder.bitcast(builder.gep(data, [args[i + 1]]), _BYTE.as_pointer())
-
-
-def _emit_prefetch(builder, pointer, num_bytes):
-    """Asks for so many bytes; never faults, wherever they are."""
-    function_type = ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), I32, I32, I32])
-    function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0i8")
-    for line in range(0, num_bytes, _LINE):
-        builder.call(function, [builder.gep(pointer, [_INT64(line)]), I32(0), I32(3), I32(1)])
