@@ -17,6 +17,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from octavo.kernels.cpu.elementary import EXACT
 from octavo.kernels.cpu.memory import LINE, emit_address, emit_fetch
 from octavo.kernels.cpu.packing import PANELS
 from octavo.kernels.cpu.tiles import BLOCK, ROWS
@@ -45,7 +46,7 @@ def is_available() -> bool:
     return ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0
 
 
-@njit(error_model="numpy")
+@njit(**EXACT)
 def configure(config, num_rows):
     """Shapes the calling thread's tiles: 0 to 3 hold sums, 4 and 5 rows of x, all of ``num_rows`` ≤ 16 rows; 6 and 7
     hold weights.

@@ -7,8 +7,9 @@ from functools import cache
 from numba import njit, types
 
 from octavo.kernels import kv_rows as layout
-from octavo.kernels.cpu import bits, kv_rows
+from octavo.kernels.cpu import bits, elementary, kv_rows
 from octavo.kernels.cpu.bits import source_key
+from octavo.kernels.cpu.elementary import EXACT
 from octavo.kernels.cpu.kv_rows import put_row
 
 
@@ -25,10 +26,10 @@ def write_kernel(stored: types.Type, kept: types.Type):
     """
     # Rows are contiguous, whatever the strides over tokens and heads, but numba's types cannot say so. Compiled for
     # any strides, one kernel serves every caller; a decode step writes too little for the copy's speed to matter.
-    sources = source_key(bits, kv_rows, layout)
+    sources = source_key(bits, elementary, kv_rows, layout)
     heads, cache_ = types.Array(stored, 3, "A"), types.Array(kept, 5, "A")
 
-    @njit(types.void(heads, heads, cache_, types.int64[:]), error_model="numpy", nogil=True, cache=True)
+    @njit(types.void(heads, heads, cache_, types.int64[:]), nogil=True, cache=True, **EXACT)
     def write(k, v, kv, slot_mapping):
         _ = sources  # part of the key under which numba keeps compiled code
         num_tokens, num_heads = k.shape[:2]

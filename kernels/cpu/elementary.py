@@ -12,6 +12,9 @@ from octavo.kernels.cpu.bits import power_of_two
 
 # Sums may be reordered and fused. NaN and infinity keep their meaning.
 FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
+# No operation is fused or reordered: equal to the last bit wherever the function is inlined. It has to be said, since a
+# function that says nothing is compiled with the flags of whoever calls it first.
+EXACT = {"fastmath": False, "error_model": "numpy"}
 LOG2E = np.float32(math.log2(math.e))
 
 # 2**f for |f| <= 1/2: a fit with the value at 0 pinned to 1; relative error below 2e-7.

@@ -28,6 +28,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from octavo.kernels.cpu.bits import widen
+from octavo.kernels.cpu.elementary import EXACT
 from octavo.kernels.cpu.packing import GROUP, OUTPUTS, PANELS
 from octavo.kernels.cpu.tiles import BLOCK, ROWS, place
 
@@ -75,19 +76,19 @@ def pack(numbers: Tensor) -> Tensor:
     return parts.permute(0, 3, 1, 4, 2, 5).contiguous()
 
 
-@njit(error_model="numpy", inline="always")
+@njit(**EXACT, inline="always")
 def num_blocks(num_inputs):
     """Tiles that cover so many inputs."""
     return (num_inputs + INPUTS - 1) // INPUTS
 
 
-@njit(error_model="numpy")
+@njit(**EXACT)
 def group_bytes(num_inputs):
     """Of a group of weights."""
     return GROUP * INPUTS * num_blocks(num_inputs)
 
 
-@njit(error_model="numpy")
+@njit(**EXACT)
 def split_bytes(num_rows, num_inputs):
     """Of so many rows in two bytes each."""
     return (num_rows + ROWS - 1) // ROWS * num_blocks(num_inputs) * 2 * TILE
@@ -142,7 +143,7 @@ def _split_run(typingctx, split, to, x, at, factor):
     return types.void(split, types.intp, x, types.intp, types.float32), codegen
 
 
-@njit(error_model="numpy")
+@njit(**EXACT)
 def split_rows(split, steps, x, begin, end, num_inputs):
     """Puts rows into fixed point.
 
@@ -168,7 +169,7 @@ def split_rows(split, steps, x, begin, end, num_inputs):
             split[to + TILE : to + TILE + BLOCK] = 0
 
 
-@njit(error_model="numpy", forceinline=True)
+@njit(**EXACT, forceinline=True)
 def put_sums(target, first, panel_step, sums, count, steps, first_step, scales, group):
     """Sums of bytes as the sums of ``count`` rows: float32, 2 panels of 16 outputs, rows one after the other.
 

@@ -11,13 +11,14 @@ from numba.extending import intrinsic, overload
 
 from octavo.config import KV_SCALE_BYTES
 from octavo.kernels.cpu.bits import F32, narrow, widen
+from octavo.kernels.cpu.elementary import EXACT
 from octavo.kernels.kv_rows import LARGEST, LEAST
 
 _ZERO, _NAN = np.float32(0.0), np.float32(np.nan)
 _LARGEST, _LEAST = np.float32(LARGEST), np.float32(LEAST)
 
 
-@njit(error_model="numpy", inline="always")
+@njit(**EXACT, inline="always")
 def numbers_of(kv):
     """Numbers of a row of a cache [num_blocks, 2, KV heads, block_size, row width]."""
     return kv.shape[4] - (KV_SCALE_BYTES if kv.itemsize == 1 else 0)

@@ -29,7 +29,7 @@ from octavo.kernels.cpu import (
     vectors,
 )
 from octavo.kernels.cpu.bits import NUMBA_TYPES, source_key, stored
-from octavo.kernels.cpu.elementary import FASTMATH
+from octavo.kernels.cpu.elementary import EXACT, FASTMATH
 from octavo.kernels.cpu.int8 import NUM_SUMS
 from octavo.kernels.cpu.packing import GROUP, OUTPUTS, PANELS
 from octavo.kernels.cpu.products import configure, multiply, multiply_bytes, release
@@ -107,7 +107,7 @@ def _linear_kernel(number: types.Type):
         types.uint16[::1], types.int8[::1], types.float32[::1], types.float32[::1], types.int64,
     )  # fmt: skip
 
-    @njit(signature, parallel=True, error_model="numpy", nogil=True, cache=True)
+    @njit(signature, parallel=True, nogil=True, cache=True, **EXACT)
     def kernel(out, x, words, numbers, scales, bias, num_workers):
         _ = key, chosen  # parts of the key under which numba keeps compiled code
         num_rows, num_inputs = x.shape
@@ -128,13 +128,13 @@ def _linear_kernel(number: types.Type):
     return kernel
 
 
-@njit(error_model="numpy")
+@njit(**EXACT)
 def room_bytes(num_rows, num_inputs):
     """Scratch that a product with weights in int8 needs."""
     return int8.split_bytes(min(num_rows, ROW_BLOCK), num_inputs)
 
 
-@njit(error_model="numpy", forceinline=True)
+@njit(**EXACT, forceinline=True)
 def put_byte_products(sums, byte_sums, row, end, begin, num_inputs, numbers, scales, group, split, steps):
     """Sums of up to 32 rows from ``row`` on, in a block of rows from ``begin`` on, with a group of weights in int8."""
     blocks, weight = int8.num_blocks(num_inputs), group * int8.group_bytes(num_inputs)
@@ -165,7 +165,7 @@ def product_with(expect, finish):
         is empty, the latter's scales, and scratch: uint8 [room_bytes], float32 [ROW_BLOCK] and int32 [NUM_SUMS].
     """
 
-    @njit(error_model="numpy")
+    @njit(**EXACT)
     def product(target, x, num_rows, num_inputs, weights, num_groups, bias, rank, size, sums):
         first, last = share(num_groups, rank, size)
         blocks, tile = num_inputs // BLOCK, ROWS * num_inputs
@@ -253,7 +253,7 @@ def _gate(out, sums, row, count, group, bias):
             put_gated_run(tiled, to, sums, gate, OUTPUTS, PANEL, 1)
 
 
-@njit(error_model="numpy")
+@njit(**EXACT)
 def _expect_rows(out, row, count, group):
     """Rows that lie far apart are fetched by nothing else, and wide ones have left the cache."""
     flat, width = out
@@ -261,7 +261,7 @@ def _expect_rows(out, row, count, group):
         fetch(flat, (row + r) * width + group * GROUP, GROUP * flat.itemsize)
 
 
-@njit(error_model="numpy")
+@njit(**EXACT)
 def _expect_nothing(out, row, count, group):
     pass
 

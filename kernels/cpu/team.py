@@ -20,6 +20,8 @@ from numba import njit, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from octavo.kernels.cpu.elementary import EXACT
+
 # Words of a team, each on a cache line of its own: threads spin on some while others change.
 _JOINED, _SIZE, _ARRIVED, _STAGE = 0, 8, 16, 24
 WORDS = 32
@@ -33,7 +35,7 @@ _INT64 = ir.IntType(64)
 _yield = types.ExternalFunction("sched_yield", types.int32())
 
 
-@njit(error_model="numpy")
+@njit(**EXACT)
 def join(team, wanted):
     """Makes the calling thread part of a team.
 
@@ -60,7 +62,7 @@ def join(team, wanted):
     return rank, _load(team, _SIZE)
 
 
-@njit(error_model="numpy")
+@njit(**EXACT)
 def barrier(team, size):
     """Returns when all of the team have called it; what they wrote before is seen after."""
     if size == 1:
@@ -75,13 +77,13 @@ def barrier(team, size):
         waited = _wait(waited)
 
 
-@njit(error_model="numpy")
+@njit(**EXACT)
 def draw(counters, which, count):
     """The next ``count`` numbers of a counter that the team shares; returns the first: 0, count, …"""
     return _add(counters, which, count)
 
 
-@njit(error_model="numpy")
+@njit(**EXACT)
 def share(count, rank, size):
     """The range of ``count`` things that falls to a rank."""
     return count * rank // size, count * (rank + 1) // size
@@ -95,7 +97,7 @@ def caller():
     takes numba some three times as long.
     """
 
-    @njit(types.void(types.int64, types.int64, types.int64), parallel=True, nogil=True, cache=True)
+    @njit(types.void(types.int64, types.int64, types.int64), parallel=True, nogil=True, cache=True, **EXACT)
     def call_together(function, frame, num_workers):
         for _worker in prange(num_workers):
             _call(function, frame)
@@ -113,7 +115,7 @@ def _call(typingctx, function, argument):
     return types.void(types.int64, types.int64), codegen
 
 
-@njit(error_model="numpy")
+@njit(**EXACT)
 def _wait(waited):
     if waited < _SPINS:
         _pause()

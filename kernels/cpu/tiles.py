@@ -18,7 +18,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from octavo.kernels.cpu.bits import emit_splat, emit_widen
-from octavo.kernels.cpu.elementary import FASTMATH
+from octavo.kernels.cpu.elementary import EXACT, FASTMATH
 from octavo.kernels.cpu.memory import LINE, emit_address, emit_fetch
 from octavo.kernels.cpu.vectors import FUSED, emit_bfloat, emit_reduce, emit_sigmoid, filled
 
@@ -32,19 +32,19 @@ _RUN = ir.VectorType(ir.FloatType(), BLOCK)
 _row_wise = njit(fastmath=FASTMATH, error_model="numpy")
 
 
-@njit(error_model="numpy")
+@njit(**EXACT)
 def tiled_size(num_rows, width):
     """Numbers that the tiles of so many rows take; products read pairs of tiles."""
     return (num_rows + 2 * ROWS - 1) // (2 * ROWS) * (2 * ROWS) * width
 
 
-@njit(error_model="numpy", inline="always")
+@njit(**EXACT, inline="always")
 def place(row, column, width):
     """Where a row's number lies among the tiles; the rest of its block follows."""
     return (row // ROWS * (width // BLOCK) + column // BLOCK) * (ROWS * BLOCK) + row % ROWS * BLOCK + column % BLOCK
 
 
-@njit(error_model="numpy")
+@njit(**EXACT)
 def tile_rows(tiles, x):
     """Rows of bfloat16 [num_rows, width] to tiles."""
     for row in range(x.shape[0]):

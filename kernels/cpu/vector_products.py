@@ -22,6 +22,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from octavo.kernels.cpu.bits import F32, I16, I32, emit_splat
+from octavo.kernels.cpu.elementary import EXACT
 from octavo.kernels.cpu.memory import LINE, emit_address, emit_fetch
 from octavo.kernels.cpu.packing import OUTPUTS, PANELS
 from octavo.kernels.cpu.tiles import BLOCK, ROWS
@@ -46,17 +47,17 @@ _BYTE, _INT64 = ir.IntType(8), ir.IntType(64)
 _UPPER_HALF = 0xFFFF0000
 
 
-@njit(error_model="numpy")
+@njit(**EXACT)
 def configure(config, num_rows):
     """There is nothing to be configured."""
 
 
-@njit(error_model="numpy")
+@njit(**EXACT)
 def release():
     """There is nothing to be given back."""
 
 
-@njit(error_model="numpy")
+@njit(**EXACT)
 def multiply(
     sums, first_sum, row_step, panel_step, weights, first_weight, blocks, x, first_x, tile, count, row_tiles, fetch
 ):
@@ -90,7 +91,7 @@ def multiply(
                 row += 1
 
 
-@njit(error_model="numpy")
+@njit(**EXACT)
 def multiply_few(sums, first_sum, row_step, weights, first_weight, blocks, x, first_x, tile, x_row, x_block):
     """See `octavo.kernels.cpu.products.multiply_few`."""
     for half in range(2):
@@ -101,7 +102,7 @@ def multiply_few(sums, first_sum, row_step, weights, first_weight, blocks, x, fi
             )  # fmt: skip
 
 
-@njit(error_model="numpy")
+@njit(**EXACT)
 def multiply_bytes(sums, numbers, first_weight, blocks, split, first_x, count, fetch):
     """See `octavo.kernels.cpu.products.multiply_bytes`."""
     rows = min(count, ROWS)

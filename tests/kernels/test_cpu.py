@@ -100,6 +100,20 @@ def inlined_by(module: ModuleType) -> list[ModuleType]:
     return [found[name] for name in sorted(found) if found[name] is not module]
 
 
+def test_compiled_functions_say_what_may_be_reordered() -> None:
+    """Else they are compiled with the flags of whoever happens to call them first, and bits depend on that."""
+    silent = []
+    for file in sorted(Path(str(bits.__file__)).parent.glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "njit":
+                said = [ast.unparse(keyword) for keyword in node.keywords]
+                if not {"fastmath=FASTMATH", "**EXACT"} & set(said):
+                    silent.append(f"{file.name}:{node.lineno}")
+            elif isinstance(node, ast.FunctionDef):
+                silent += [f"{file.name}:{node.lineno}" for by in node.decorator_list if ast.unparse(by) == "njit"]
+    assert not silent
+
+
 @pytest.mark.parametrize(
     ("module", "kernel"),
     [
