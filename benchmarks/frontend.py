@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import shutil
 import statistics
 import sys
@@ -27,7 +26,6 @@ from loadgen.prompts import PromptMaker
 from octavo.config import EngineConfig
 from octavo.engine.prepare import prepare_model
 
-TICK = os.sysconf("SC_CLK_TCK")
 TINY = {
     "hidden_size": 128,
     "intermediate_size": 256,
@@ -64,23 +62,17 @@ def write_tiny_model(folder: Path) -> Path:
     return folder
 
 
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process, all its threads included."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICK
-
-
 async def measure(peer: Peer, repeats: int) -> list[Cost]:
     """Starts a server and runs both loads, once to warm up and then as often as asked."""
     async with running(peer, start_timeout=600, request_timeout=300) as server:
         costs = []
         for turn in range(repeats + 1):
             maker = PromptMaker(turn, None)
-            before = cpu_seconds(server.pid)
+            before = server.cpu_seconds()
             streams = await STREAMS.run(server.target, maker, slo=Slo(), progress=lambda trace: None)
-            between = cpu_seconds(server.pid)
+            between = server.cpu_seconds()
             singles = await SINGLES.run(server.target, maker, slo=Slo(), progress=lambda trace: None)
-            after = cpu_seconds(server.pid)
+            after = server.cpu_seconds()
             request = (after - between) / SINGLES.requests
             tokens = STREAMS.requests * STREAMS.output_tokens
             assert not streams.summary.failed, f"{peer.name}: {streams.summary.failed} requests failed"

@@ -6,8 +6,11 @@
 First a real server with the default model gets the same load again and again, by turns with the map closed and open.
 Open means that a client reads `/ui/stream`, as a page does; no browser draws it, which would need a machine of its own.
 Each pair of turns gives a ratio, and the order within a pair alternates, so that a drift of the machine favours
-neither. Then the engine's answers themselves, on a scheduler without a model that decodes 64 sequences: the first one,
-which tells all cells, and those after a step, which tell changes. "every" is how often the hub would ask at that cost.
+neither. A clock sees a hundredth only on the quietest machine; CPU time of the process that answers HTTP does not grow
+when the machine is shared.
+
+Then the engine's answers themselves, on a scheduler without a model that decodes 64 sequences: the first one, which
+tells all cells, and those after a step, which tell changes. "every" is how often the hub would ask at that cost.
 """
 
 from __future__ import annotations
@@ -47,10 +50,18 @@ DECODES = 40
 
 @dataclass
 class Pair:
-    """One turn with the map closed and one with it open: output tokens per second, and what the viewer was sent."""
+    """One turn with the map closed and one with it open.
+
+    Attributes:
+        closed, open: Output tokens per second.
+        closed_cpu, open_cpu: CPU seconds of the process that answers HTTP, for each second.
+        messages, megabytes: What the viewer was sent.
+    """
 
     closed: float
     open: float
+    closed_cpu: float
+    open_cpu: float
     messages: int
     megabytes: float
 
@@ -106,11 +117,13 @@ async def compare(load: RequestLoad, repeats: int) -> list[Pair]:
         url = server.target.base_url.removesuffix("/v1")
         await rate(server, load, 0)
         for turn in range(1, repeats + 1):
-            rates, viewer = {}, Viewer()
+            rates, cpu, viewer = {}, {}, Viewer()
             for is_open in (turn % 2 == 0, turn % 2 == 1):
                 async with beside(viewer.look(url)) if is_open else contextlib.nullcontext():
+                    began, spent = perf_counter(), server.cpu_seconds()
                     rates[is_open] = await rate(server, load, 2 * turn + is_open)
-            pairs.append(Pair(rates[False], rates[True], viewer.messages, viewer.bytes / 1e6))
+                    cpu[is_open] = (server.cpu_seconds() - spent) / (perf_counter() - began)
+            pairs.append(Pair(rates[False], rates[True], cpu[False], cpu[True], viewer.messages, viewer.bytes / 1e6))
             print(f"pair {turn}: closed {pairs[-1].closed:.1f}, open {pairs[-1].open:.1f} tokens/s", file=sys.stderr)
     return pairs
 
@@ -143,14 +156,19 @@ def measure_answers(blocks: int) -> Answers:
 def report(pairs: Sequence[Pair], answers: Sequence[Answers]) -> None:
     """Prints both tables."""
     if pairs:
-        print(f"{'output tokens/s':>16}{'closed':>10}{'open':>10}{'ratio':>8}{'messages':>10}{'MB':>8}")
+        print(f"{'':>16}{'output tokens/s':>28}{'CPU of the front end':>22}")
+        print(f"{'':>16}{'closed':>10}{'open':>10}{'ratio':>8}{'closed':>11}{'open':>11}{'messages':>10}{'MB':>8}")
         for number, pair in enumerate(pairs, 1):
             print(
                 f"{f'pair {number}':>16}{pair.closed:10.1f}{pair.open:10.1f}{pair.ratio:8.3f}"
+                f"{pair.closed_cpu:11.2%}{pair.open_cpu:11.2%}"
                 f"{pair.messages:10}{pair.megabytes:8.2f}"
             )
-        medians = [statistics.median(getattr(pair, name) for pair in pairs) for name in ("closed", "open", "ratio")]
-        print(f"{'median':>16}{medians[0]:10.1f}{medians[1]:10.1f}{medians[2]:8.3f}")
+        names = ("closed", "open", "ratio", "closed_cpu", "open_cpu")
+        medians = [statistics.median(getattr(pair, name) for pair in pairs) for name in names]
+        print(
+            f"{'median':>16}{medians[0]:10.1f}{medians[1]:10.1f}{medians[2]:8.3f}{medians[3]:11.2%}{medians[4]:11.2%}"
+        )
     if answers:
         print(f"\n{'blocks':>12}{'all cells, ms':>16}{'changes, ms':>14}{'cells changed':>16}{'every, s':>10}")
         for row in answers:

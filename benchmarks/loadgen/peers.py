@@ -174,6 +174,11 @@ class RunningPeer:
     start_seconds: float
     pid: int
 
+    def cpu_seconds(self) -> float:
+        """User and system time of the process that answers HTTP, all its threads included."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
 
 @contextlib.asynccontextmanager
 async def running(peer: Peer, *, start_timeout: float, request_timeout: float) -> AsyncIterator[RunningPeer]:
