@@ -195,7 +195,8 @@ def _invert(weights: Tensor, numbers: Tensor) -> Tensor:
     chosen = runs.take_along_dim(run.unsqueeze(-1), dim=1).squeeze(1)
     # What is left is a number of the run's own total.
     choice, _ = _pass(chosen.double(), rest)
-    return (run * _RUN + choice).squeeze(-1)
+    # Weights that are no numbers lead anywhere, even behind the last one.
+    return (run * _RUN + choice).squeeze(-1).clamp_(max=weights.shape[-1] - 1)
 
 
 def _pass(weights: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:

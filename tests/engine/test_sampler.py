@@ -9,6 +9,7 @@ import torch
 from factories import make_request
 from scipy_free import chi_squared_ok
 
+from octavo.engine import sampler
 from octavo.engine.sampler import Sampler, uniforms
 from octavo.scheduler.plan import Sampled
 from octavo.scheduler.request import Sequence
@@ -296,3 +297,21 @@ def test_where_every_token_is_forbidden_logprobs_are_minus_infinity_not_nan() ->
     assert sampled.beam_logprobs is not None
     assert sampled.logprobs.tolist() == [-np.inf, 0.0]
     assert sampled.beam_logprobs.tolist() == [[-np.inf] * 6]
+
+
+@pytest.mark.parametrize("width", [3, 255, 256, 257, 1000, 49_152])
+def test_the_token_found_in_two_steps_is_the_one_that_cumulative_weights_pass(width: int) -> None:
+    generator = torch.Generator().manual_seed(width)
+    weights = torch.rand(200, width, generator=generator) * (torch.rand(200, width, generator=generator) > 0.5)
+    weights[:, -1] = 0.0
+    numbers = torch.rand(200, 1, generator=generator, dtype=torch.float64)
+    numbers[0], numbers[1] = 0.0, 1 - 2.0**-53
+    weights[:, 0] += 1e-6  # no row without any
+    chosen = sampler._invert(weights, numbers)
+    assert (weights.gather(-1, chosen.unsqueeze(-1)) > 0).all()
+    cumulative = weights.double().cumsum(dim=-1)
+    before = torch.nn.functional.pad(cumulative, (1, 0)).gather(-1, chosen.unsqueeze(-1))
+    goal, slack = numbers * cumulative[:, -1:], 1e-9 * cumulative[:, -1:]
+    assert ((before <= goal + slack) & (goal <= cumulative.gather(-1, chosen.unsqueeze(-1)) + slack)).all()
+    for odd in (torch.zeros(1, width), torch.full((1, width), torch.nan)):
+        assert 0 <= sampler._invert(odd, numbers[:1]).item() < width
