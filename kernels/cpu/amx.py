@@ -18,12 +18,10 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from octavo.kernels.cpu.elementary import EXACT
-from octavo.kernels.cpu.memory import LINE, emit_address, emit_fetch
+from octavo.kernels.cpu.memory import AHEAD, LINE, emit_address, emit_fetch
 from octavo.kernels.cpu.packing import PANELS
 from octavo.kernels.cpu.tiles import BLOCK, ROWS
 
-# Weights are fetched so many bytes before they are multiplied: the hardware stops at the end of each page of 4 KiB.
-_AHEAD = 4096
 # Tiles of rows are fetched so many blocks before they are multiplied.
 _ROWS_AHEAD = 3
 
@@ -148,7 +146,7 @@ def _emit_multiply(context, builder, signature, args, row_tiles, fetch, steps, p
                 emit_fetch(builder, builder.gep(rows, [ahead]), _TILE_BYTES)
         offset = times(loop.index, PANELS * _TILE_BYTES)
         if fetch:
-            ahead = builder.add(offset, _INT64(_AHEAD))
+            ahead = builder.add(offset, _INT64(AHEAD))
             emit_fetch(builder, builder.gep(weight, [ahead]), PANELS * _TILE_BYTES)
         for j in range(panels):
             pointer = builder.gep(weight, [builder.add(offset, _INT64(j * _TILE_BYTES))])
@@ -189,7 +187,7 @@ def _emit_multiply_bytes(context, builder, signature, args, *, fetch):
             pointer = builder.gep(rows, [builder.add(offset, _INT64(part * _TILE_BYTES))])
             _emit_load(builder, 4 + part, pointer, _INT64(LINE))
         if fetch:
-            ahead = builder.add(offset, _INT64(_AHEAD))
+            ahead = builder.add(offset, _INT64(AHEAD))
             emit_fetch(builder, builder.gep(weight, [ahead]), PANELS * _TILE_BYTES)
         else:
             ahead = builder.add(offset, _INT64(_ROWS_AHEAD * 2 * _TILE_BYTES))

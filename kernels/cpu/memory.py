@@ -8,6 +8,8 @@ from numba.core import cgutils
 from octavo.kernels.cpu.bits import I32
 
 LINE = 64  # bytes that come from memory together
+# Weights are fetched so many bytes before they are multiplied: the hardware stops at the end of each page of 4 KiB.
+AHEAD = 4096
 _BYTE, _INT64 = ir.IntType(8), ir.IntType(64)
 
 

@@ -23,12 +23,10 @@ from numba.extending import intrinsic
 
 from octavo.kernels.cpu.bits import F32, I16, I32, emit_splat
 from octavo.kernels.cpu.elementary import EXACT
-from octavo.kernels.cpu.memory import LINE, emit_address, emit_fetch
+from octavo.kernels.cpu.memory import AHEAD, LINE, emit_address, emit_fetch
 from octavo.kernels.cpu.packing import OUTPUTS, PANELS
 from octavo.kernels.cpu.tiles import BLOCK, ROWS
 
-# Weights are fetched so many bytes before they are multiplied: the hardware stops at the end of each page of 4 KiB.
-_AHEAD = 4096
 # 32 registers of 16 numbers, instead of 16 of 8.
 _IS_WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
 # Rows that are computed side by side, and with how many panels of weights: as many sums as there are registers for.
@@ -45,6 +43,7 @@ _BLOCKS_AT_ONCE = 16
 _HALF = PANELS * ROWS * OUTPUTS  # of the sums of bytes: first those of high bytes, then those of low ones
 _BYTE, _INT64 = ir.IntType(8), ir.IntType(64)
 _UPPER_HALF = 0xFFFF0000
+_PAIR_PRODUCTS = "llvm.x86.avx2.pmadd.wd"
 
 
 @njit(**EXACT)
@@ -67,7 +66,7 @@ def multiply(
         while row < end:
             at, to = first_x + half * tile + row * BLOCK, first_sum + (half * ROWS + row) * row_step
             # Only the first rows wait for the weights; then they are in the cache.
-            ahead = _AHEAD if fetch == 1 and half == 0 and row == 0 else 0
+            ahead = AHEAD if fetch == 1 and half == 0 and row == 0 else 0
             if end - row >= _FEWEST_OF_MANY:
                 for panel in range(0, PANELS, _PANELS_OF_MANY):
                     _sum_rows(
@@ -115,7 +114,7 @@ def multiply_bytes(sums, numbers, first_weight, blocks, split, first_x, count, f
             weight = first_weight + (begin * PANELS + panel) * 2 * _TILE
             for row in range(0, rows, 2):
                 to, at = (panel * ROWS + row) * OUTPUTS, x + row * 2 * BLOCK
-                ahead = _AHEAD if fetch == 1 and panel == 0 and row == 0 else 0
+                ahead = AHEAD if fetch == 1 and panel == 0 and row == 0 else 0
                 if rows - row > 1:
                     _sum_byte_rows(sums, to, numbers, weight, now, split, at, ahead, 2)
                 else:
@@ -189,9 +188,6 @@ def _emit_pair_products(builder, x, y):
     wide = ir.VectorType(I32, 16)
     products = builder.mul(builder.sext(x, wide), builder.sext(y, wide))
     return builder.add(_emit_every_other(builder, products, 0), _emit_every_other(builder, products, 1))
-
-
-_PAIR_PRODUCTS = "llvm.x86.avx2.pmadd.wd"
 
 
 @cache
