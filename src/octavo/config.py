@@ -155,7 +155,7 @@ class ModelConfig:
     quantization: str = option(
         "none",
         "int8 keeps weights in 8 bits with a scale for each output: tokens come up to half faster, prompts take up "
-        "to a third longer, and about one token in twenty is another; for bfloat16 models on CPUs",
+        "to half as long again, and about one token in twenty is another; for bfloat16 models on CPUs",
         choices=("none", "int8"),
     )
     max_model_len: int | None = option(
