@@ -167,9 +167,9 @@ def _sample_truncated(logits: Tensor, numbers: Tensor, truncation: _Truncation) 
 
 def _sample_among(logits: Tensor, numbers: Tensor, cut: _Truncation, candidates: int) -> tuple[Tensor, Tensor]:
     """Samples among the likeliest tokens; also tells for which rows these hold all that may be sampled."""
-    values, ids = logits.topk(candidates, dim=-1)
+    ids = logits.topk(candidates, dim=-1).indices
     # Probabilities are those of the whole vocabulary, however few candidates are looked at.
-    probs = torch.exp(values - torch.logsumexp(logits, dim=-1, keepdim=True))
+    probs = torch.softmax(logits, dim=-1).gather(-1, ids)
     rank = torch.arange(candidates, device=logits.device)
     within_k = (cut.top_k == 0) | (rank < cut.top_k)
     # top-p applies to what top-k left, renormalised.
@@ -223,10 +223,13 @@ def _score(logits: Tensor, tokens: Tensor, width: int) -> dict[str, Tensor]:
 
 
 def _logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Log-probabilities of ``tokens`` ``[num_rows, k]`` in each row's distribution, in the same shape."""
-    total = torch.logsumexp(logits, dim=-1, keepdim=True)
-    # Where every token is forbidden the total is −inf, and −inf less −inf would be NaN.
-    return logits.gather(-1, tokens) - total.clamp_(min=torch.finfo(total.dtype).min)
+    """Log-probabilities of ``tokens`` ``[num_rows, k]`` in each row's distribution, in the same shape.
+
+    On a CPU torch's log_softmax sums each row by itself; its logsumexp, in an order that the number of rows decides.
+    """
+    logprobs = torch.log_softmax(logits, dim=-1).gather(-1, tokens)
+    # Where every token is forbidden, −inf less −inf would be NaN.
+    return logprobs.masked_fill_(logits.gather(-1, tokens) == -torch.inf, -torch.inf)
 
 
 def _likeliest(logits: Tensor, width: int) -> tuple[Tensor, Tensor]:

@@ -14,9 +14,10 @@ import torch
 from numba import njit, prange, types
 from torch import Tensor
 
-from octavo.kernels.cpu import bits, elementary
+from octavo.kernels.cpu import bits, elementary, memory, tiles, vectors
 from octavo.kernels.cpu.bits import NUMBA_TYPES, narrow, source_key, stored, widen
-from octavo.kernels.cpu.elementary import FASTMATH, LOG2E, exp2
+from octavo.kernels.cpu.elementary import EXACT, FASTMATH, LOG2E, exp2
+from octavo.kernels.cpu.tiles import BLOCK, sum_of_squares
 
 # Waking the other threads costs about as much as handling so many numbers.
 _NUMBERS_PER_THREAD = 16 * 1024
@@ -76,17 +77,18 @@ def _workers(numbers: int) -> int:
 @cache
 def _rms_norm_kernel(number: types.Type, parallel: bool):
     # Captured, so that they are part of the key under which numba keeps compiled code: `parallel` by itself is not.
-    key = (source_key(bits, elementary), parallel)
+    key = (source_key(bits, elementary, memory, tiles, vectors), parallel)
     signature = types.void(number[:, ::1], types.float32[:, ::1], types.float32[::1], types.float32, types.int64)
 
-    @njit(signature, parallel=parallel, fastmath=FASTMATH, error_model="numpy", nogil=True, cache=True)
+    # Exact, as a row must not depend on how many there are: the two variants would be vectorised each in its own way.
+    @njit(signature, parallel=parallel, **EXACT, nogil=True, cache=True)
     def kernel(out, x, weight, eps, num_workers):
         _ = key
         num_rows, width = x.shape
         for worker in prange(num_workers):
             for row in range(num_rows * worker // num_workers, num_rows * (worker + 1) // num_workers):
-                squares = _ZERO
-                for i in range(width):
+                squares = sum_of_squares(x[row])
+                for i in range(width // BLOCK * BLOCK, width):
                     squares += x[row, i] * x[row, i]
                 factor = _ONE / np.sqrt(squares / np.float32(width) + eps)
                 for i in range(width):

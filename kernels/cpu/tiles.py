@@ -63,7 +63,7 @@ def norm_row(tiles, row, x, weight, eps):
         x, weight: float32 [width].
     """
     width = x.shape[0]
-    _put_scaled(tiles, place(row, 0, width), x, weight, _ONE / np.sqrt(_sum_of_squares(x) / np.float32(width) + eps))
+    _put_scaled(tiles, place(row, 0, width), x, weight, _ONE / np.sqrt(sum_of_squares(x) / np.float32(width) + eps))
 
 
 @_row_wise
@@ -91,8 +91,8 @@ def _scale_row(normed, x, weight, eps):
 
 
 @intrinsic
-def _sum_of_squares(typingctx, x):
-    """Of a contiguous float32 row, of a multiple of 32 numbers."""
+def sum_of_squares(typingctx, x):
+    """Of a contiguous float32 row; what is left behind its last block of 32 numbers does not count."""
 
     def codegen(context, builder, signature, args):
         total = cgutils.alloca_once_value(builder, filled(0.0, _RUN))

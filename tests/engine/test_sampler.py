@@ -209,8 +209,8 @@ def test_what_nobody_asks_for_is_none() -> None:
 
 
 def test_only_rows_that_ask_are_normalised(monkeypatch: pytest.MonkeyPatch) -> None:
-    normalised, logsumexp = [], torch.logsumexp
-    monkeypatch.setattr(torch, "logsumexp", lambda x, **how: normalised.append(len(x)) or logsumexp(x, **how))
+    normalised, log_softmax = [], torch.log_softmax
+    monkeypatch.setattr(torch, "log_softmax", lambda x, **how: normalised.append(len(x)) or log_softmax(x, **how))
     logits = random_logits(6, VOCAB)
     asked(logits, [GREEDY] * 6, beams=[0] * 6)
     assert normalised == []
@@ -258,6 +258,14 @@ def test_of_equally_likely_tokens_beams_take_the_lower_id_in_any_company() -> No
     assert crowd is not None
     assert alone.tolist() == tokens[:1, :8].tolist()
     assert crowd.tolist() == tokens.tolist()
+
+
+def test_company_changes_no_bit_of_a_log_probability() -> None:
+    logits = random_logits(24, 50_000) / 2
+    together = asked(logits, [GREEDY] * 24, logprobs=[True] * 24, beams=[0] * 24).logprobs
+    alone = [asked(row[None], [GREEDY], logprobs=[True], beams=[0]).logprobs for row in logits]
+    assert together is not None
+    assert together.tolist() == [number for numbers in alone if numbers is not None for number in numbers.tolist()]
 
 
 def test_a_flat_distribution_has_the_first_ids_as_beams() -> None:

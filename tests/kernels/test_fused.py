@@ -24,6 +24,14 @@ def test_rms_norm(shape: tuple[int, int], dtype: torch.dtype) -> None:
     torch.testing.assert_close(actual.double(), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
 
 
+@pytest.mark.parametrize("width", [576, 569])
+def test_rms_norm_of_a_row_is_the_same_beside_others(width: int) -> None:
+    """On one thread and on several, which are compiled apart."""
+    x, weight = torch.randn(130, width) * 30, torch.randn(width)
+    alone = torch.cat([rms_norm(row[None], weight, 1e-5, torch.float32) for row in x])
+    assert torch.equal(rms_norm(x, weight, 1e-5, torch.float32), alone)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_silu_mul(shape: tuple[int, int], dtype: torch.dtype) -> None:
