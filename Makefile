@@ -15,7 +15,7 @@ serve: $(VENV)/.serve
 	@exec $(bin)/octavo serve $(ARGS)
 
 test: $(VENV)/.test
-	$(bin)/python -m pytest $(ARGS)
+	$(bin)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.test
 	$(bin)/ruff check .
