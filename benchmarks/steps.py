@@ -25,7 +25,9 @@ def milliseconds(llm: LLM, sequences: int, context: int, new: int, repeats: int)
     decodes = repeats if new == 1 else 1
     for repeat in range(1 if new == 1 else repeats):
         for key in range(sequences):
-            prompt = [(key * 7919 + repeat * 104_729 + i * 31) % 40_000 for i in range(context)]
+            # Another one for each shape, or it would find what an earlier shape has left in the prefix cache.
+            first = (sequences * 31 + context) * 31 + new + key * 7919 + repeat * 104_729
+            prompt = [(first + i * 31) % 40_000 for i in range(context)]
             if new > 1 and context > new:
                 # What lies before is put into the prefix cache by a request of its own.
                 llm.generate([prompt[: context - new + 1]], SamplingParams(temperature=0, max_tokens=1))

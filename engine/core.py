@@ -35,7 +35,7 @@ from octavo.errors import ConfigError
 from octavo.kernels.attention import Backend, select_backend
 from octavo.models.decoder import Decoder
 from octavo.models.loader import load_model
-from octavo.models.shape import ModelShape
+from octavo.models.shape import FITTING, ModelShape
 from octavo.scheduler.plan import StepPlan, StepResult
 from octavo.scheduler.scheduler import Scheduler
 from octavo.scheduler.streams import split_stream
@@ -99,8 +99,9 @@ class EngineCore:
         )
         if config.execution.deterministic and not decoder.is_batch_invariant:
             raise ConfigError(
-                f"--deterministic: the kernels for {dtype} on this {device.type} give results that depend on a token's "
-                "company; those that do not run in bfloat16 on CPUs, with --attention-backend auto or cpu"
+                f"--deterministic: the kernels for {dtype} on this {device.type} give results that depend on a "
+                "token's company; those that do not run on CPUs, with --attention-backend auto or cpu, for models with "
+                f"{FITTING}"
             )
         free = _free_memory(device)
         pool = plan_pool(config, shape, free=free, free_host=free_host_memory(), device=device.type)

@@ -11,8 +11,6 @@ from torch import Tensor
 from octavo.kernels.attention import PagedBatch
 from octavo.kernels.cpu import int8, packing, stack
 from octavo.kernels.cpu.linear import interleave, workers_for
-from octavo.kernels.cpu.tile_softmax import TILE_ROWS
-from octavo.kernels.cpu.tiles import ACTIVATIONS, BLOCK, ROWS
 from octavo.models.layer_stack import LayerTensors
 from octavo.models.layers import Rotary
 from octavo.models.shape import ModelShape
@@ -21,21 +19,14 @@ from octavo.models.shape import ModelShape
 def fits(shape: ModelShape, dtype: torch.dtype, *, quantized: bool = False) -> bool:
     """Whether `CompiledLayers` can run a model of this shape and type here."""
     widths = (shape.hidden_size, shape.q_size, shape.intermediate_size)
-    return (
-        dtype is torch.bfloat16
-        and all(width % BLOCK == 0 for width in widths)
-        and shape.head_dim % ROWS == 0
-        and shape.num_q_heads // shape.num_kv_heads <= TILE_ROWS
-        and shape.activation in ACTIVATIONS
-        and (not quantized or max(widths) <= int8.MOST_INPUTS)
-    )
+    return packing.is_known(dtype) and shape.fits_tiles and (not quantized or max(widths) <= int8.MOST_INPUTS)
 
 
 class CompiledLayers:
-    """All layers at once, in bfloat16 on a CPU.
+    """All layers at once, on a CPU.
 
     Args:
-        shape: What the model looks like; see `fits`.
+        shape: What the model looks like. dtype: of its weights. See `fits`.
         layers: Weights, first layer to last; each is packed before the next one is asked for.
         ropes: Rotary tables of layers without a window and of layers with one.
         quantized: Keep the projections' weights in int8.
@@ -45,6 +36,7 @@ class CompiledLayers:
         self,
         shape: ModelShape,
         layers: Iterable[LayerTensors],
+        dtype: torch.dtype,
         ropes: tuple[Rotary, Rotary],
         *,
         quantized: bool = False,
@@ -61,6 +53,7 @@ class CompiledLayers:
         self._num_weights = sum(weight.numel() for weight in self._weights)
         self._stack = stack.Stack(
             self._addresses,
+            dtype,
             num_q_heads=shape.num_q_heads,
             num_kv_heads=shape.num_kv_heads,
             head_dim=shape.head_dim,

@@ -82,7 +82,7 @@ class Layout(enum.Enum):
 
 def _pack(weight: Tensor) -> tuple[Layout, Tensor]:
     """The weights in the layout that is fastest here."""
-    if weight.device.type != "cpu" or weight.dtype is torch.float32:
+    if weight.device.type != "cpu":
         return Layout.PLAIN, weight
     if _packing().fits(weight):
         return Layout.PANELS, _packing().pack(weight)
@@ -102,10 +102,9 @@ def _has_onednn(dtype: torch.dtype) -> bool:
 class Linear:
     """``x Wᵀ + b``.
 
-    On a CPU the weights of a 16-bit type are reordered once: those in bfloat16 for our own kernel
-    (`octavo.kernels.cpu.linear`), others into oneDNN's layout where it has instructions for them. ``F.linear`` would
-    reorder them in every call, and for one row of bfloat16 it falls back to a loop that is some twenty times slower. In
-    float32 the plain call is as fast, and exact.
+    On a CPU the weights are reordered once: for our own kernel (`octavo.kernels.cpu.linear`), or, if that does not take
+    them, into oneDNN's layout where it has instructions for their type. ``F.linear`` would reorder them in every call,
+    and for one row of bfloat16 it falls back to a loop that is some twenty times slower.
 
     Args:
         weight: [out, in]; may be dropped by the caller, as packing makes its own copy.

@@ -14,7 +14,7 @@ from octavo.models.checkpoint import Checkpoint
 from octavo.models.decoder import Decoder
 from octavo.models.layer_stack import LayerStack, LayerTensors, TorchLayers
 from octavo.models.layers import Head, Linear, RmsNorm, Rotary
-from octavo.models.shape import ModelShape
+from octavo.models.shape import FITTING, ModelShape
 
 LOAD_FORMATS = ("auto", "dummy")
 QUANTIZATIONS = ("none", "int8")
@@ -100,9 +100,9 @@ class _Builder:
         compiled = self._is_compiled(kernels)
         if self._quantized and not compiled:
             raise ConfigError(
-                f"--quantization int8: there are kernels for it only for bfloat16 on CPUs, with "
-                f"--attention-backend auto or cpu, and not for this model in {str(self._dtype).removeprefix('torch.')} "
-                f"on this {self._device.type} with {kernels.name} attention"
+                f"--quantization int8: there are kernels for it only on CPUs, with --attention-backend auto or cpu, "
+                f"for models with {FITTING}, and not for this one in {str(self._dtype).removeprefix('torch.')} on this "
+                f"{self._device.type} with {kernels.name} attention"
             )
         embedding = self._stack("model.embed_tokens.weight")
         full = Rotary(shape.rope, shape.head_dim, max_model_len, self._device)
@@ -131,7 +131,7 @@ class _Builder:
             return TorchLayers(self._shape, self._tensors(), self._dtype, ropes, kernels)
         from octavo.models.compiled import CompiledLayers
 
-        return CompiledLayers(self._shape, self._tensors(), ropes, quantized=self._quantized)
+        return CompiledLayers(self._shape, self._tensors(), self._dtype, ropes, quantized=self._quantized)
 
     def _tensors(self) -> Iterator[LayerTensors]:
         shape = self._shape

@@ -21,6 +21,11 @@ Json = Mapping[str, Any]
 SERVED_DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Name → bytes per number, of the types in which models are served."""
 
+# What our kernels for CPUs ask of a model. They know these numbers as well, but load numba.
+TILE_WIDTH, TILE_ROWS = 32, 16
+MOST_SHARING = 32  # query heads of a KV head
+FITTING = "widths that are multiples of 32, heads of a multiple of 16, at most 32 query heads for each KV head"
+
 ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 
@@ -167,10 +172,20 @@ class ModelShape:
         """
         if requested == "auto":
             own = self.dtype if self.dtype in ("bfloat16", "float16") else "bfloat16"
-            return own if device != "cpu" or computes_in(own) else "float32"
+            return own if device != "cpu" or computes_in(own, tiled=self.fits_tiles) else "float32"
         if requested not in SERVED_DTYPES:
             raise ConfigError(f"dtype must be auto, {', '.join(SERVED_DTYPES)}, not {requested!r}")
         return requested
+
+    @property
+    def fits_tiles(self) -> bool:
+        """Whether our own kernels for CPUs can run all layers (`octavo.models.compiled`), which are `FITTING`."""
+        widths = (self.hidden_size, self.q_size, self.intermediate_size)
+        return (
+            all(width % TILE_WIDTH == 0 for width in widths)
+            and self.head_dim % TILE_ROWS == 0
+            and self.num_q_heads // self.num_kv_heads <= MOST_SHARING
+        )
 
     def kv_bytes_per_token(self, row_bytes: int) -> int:
         """Bytes that one token takes in the KV cache of all layers, where K or V of one head takes ``row_bytes``."""

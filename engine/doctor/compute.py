@@ -113,7 +113,7 @@ def _layers(config: EngineConfig, device: torch.device, folder: str) -> Finding:
 
     from octavo.kernels.attention import select_backend
     from octavo.models.compiled import fits
-    from octavo.models.shape import ModelShape
+    from octavo.models.shape import FITTING, ModelShape
 
     shape = ModelShape.read(Path(folder), trust_remote_code=config.model.trust_remote_code)
     dtype = shape.served_dtype(config.model.dtype, device.type)
@@ -122,26 +122,22 @@ def _layers(config: EngineConfig, device: torch.device, folder: str) -> Finding:
     compiled = kernels.name == "cpu" and fits(shape, getattr(torch, dtype), quantized=quantized)
     values = {"dtype": dtype, "compiled": compiled}
     if compiled:
-        return Finding("layers", f"{dtype}, all in one compiled call, {_how()}", values=values)
+        return Finding("layers", f"{dtype}, all in one compiled call, {_how(dtype)}", values=values)
     for asked, option in ((quantized, "--quantization int8"), (config.execution.deterministic, "--deterministic")):
         if asked:
-            raise ConfigError(f"{option} needs bfloat16 on a CPU, and a model that fits our tiles")
-    return Finding("layers", f"{dtype}, operation by operation{_why_not_compiled(device, dtype)}", values=values)
+            raise ConfigError(f"{option} needs a CPU, --attention-backend auto or cpu, and a model with {FITTING}")
+    why = ""
+    if kernels.name == "cpu":
+        lacking = f"the processor has no vectors of {dtype}"
+        why = f": {lacking}" if shape.fits_tiles else f": the compiled call takes models with {FITTING}"
+    return Finding("layers", f"{dtype}, operation by operation{why}", values=values)
 
 
-def _why_not_compiled(device: torch.device, dtype: str) -> str:
-    if device.type != "cpu":
-        return ""
-    from octavo.models.processor import computes_in
-
-    if dtype == "float32" and not computes_in("bfloat16"):
-        return ": the processor has no vector instructions for more"
-    return ": one compiled call takes bfloat16" if dtype != "bfloat16" else ": the model does not fit our tiles"
-
-
-def _how() -> str:
+def _how(dtype: str) -> str:
     from octavo.kernels.cpu import amx
 
+    if dtype != "bfloat16":
+        return "in vectors"
     return "on AMX tiles" if amx.is_available() else "in vectors: the processor has no AMX"
 
 

@@ -23,6 +23,9 @@ NUMBA_TYPES = {torch.float32: types.float32, torch.bfloat16: types.uint16, torch
 
 I16, I32, F16, F32 = ir.IntType(16), ir.IntType(32), ir.HalfType(), ir.FloatType()
 
+# What LLVM loads and stores of each type.
+NUMBERS = {types.float32: F32, types.uint16: I16, types.int16: I16, types.int8: ir.IntType(8)}
+
 
 def stored(x: Tensor) -> Tensor:
     """The tensor as kernels see it; shares memory."""

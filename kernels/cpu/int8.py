@@ -27,7 +27,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
-from octavo.kernels.cpu.bits import widen
+from octavo.kernels.cpu.bits import F32, I32, NUMBERS, emit_widen
 from octavo.kernels.cpu.elementary import EXACT
 from octavo.kernels.cpu.packing import GROUP, OUTPUTS, PANELS
 from octavo.kernels.cpu.tiles import BLOCK, ROWS, place
@@ -94,25 +94,40 @@ def split_bytes(num_rows, num_inputs):
     return (num_rows + ROWS - 1) // ROWS * num_blocks(num_inputs) * 2 * TILE
 
 
-def _load_run(context, builder, signature, args, i):
-    """32 numbers of an array from the index in the argument after it on, as <32 x i16>."""
+def _load_run(context, builder, signature, args, i, kind):
+    """32 numbers of an array from the index in the argument after it on, as a vector of this kind of number."""
     data = context.make_array(signature.args[i])(context, builder, args[i]).data
-    run = ir.VectorType(ir.IntType(16), BLOCK).as_pointer()
+    run = ir.VectorType(kind, BLOCK).as_pointer()
     return builder.load(builder.bitcast(builder.gep(data, [args[i + 1]]), run), align=2)
 
 
 @intrinsic
 def _largest_bits(typingctx, x, at):
-    """The largest magnitude of 32 numbers in bfloat16, as it is stored: without signs, bits are ordered as numbers."""
+    """The largest magnitude of 32 numbers, as the bits of a float32: without signs, they are ordered as the numbers."""
+    bits = x.dtype.bitwidth
+    integer = ir.IntType(bits)
 
     def codegen(context, builder, signature, args):
-        numbers = _load_run(context, builder, signature, args, 0)
-        magnitudes = builder.and_(numbers, ir.Constant(numbers.type, [0x7FFF] * BLOCK))
-        function_type = ir.FunctionType(ir.IntType(16), [numbers.type])
-        largest = cgutils.get_or_insert_function(builder.module, function_type, f"llvm.vector.reduce.umax.v{BLOCK}i16")
-        return builder.call(largest, [magnitudes])
+        numbers = _load_run(context, builder, signature, args, 0, integer)
+        magnitudes = builder.and_(numbers, ir.Constant(numbers.type, [(1 << bits - 1) - 1] * BLOCK))
+        function_type = ir.FunctionType(integer, [numbers.type])
+        name = f"llvm.vector.reduce.umax.v{BLOCK}i{bits}"
+        largest = builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), [magnitudes])
+        if bits == I32.width:
+            return largest
+        return builder.shl(builder.zext(largest, I32), I32(I32.width - bits))  # bfloat16
 
-    return types.uint16(x, types.intp), codegen
+    return types.uint32(x, types.intp), codegen
+
+
+@intrinsic
+def _as_float(typingctx, bits):
+    """A float32 from its bits."""
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], F32)
+
+    return types.float32(types.uint32), codegen
 
 
 @intrinsic
@@ -121,8 +136,8 @@ def _split_run(typingctx, split, to, x, at, factor):
 
     def codegen(context, builder, signature, args):
         wide, single = ir.VectorType(ir.IntType(32), BLOCK), ir.VectorType(ir.FloatType(), BLOCK)
-        words = builder.zext(_load_run(context, builder, signature, args, 2), wide)
-        numbers = builder.bitcast(builder.shl(words, ir.Constant(wide, [16] * BLOCK)), single)
+        stored = _load_run(context, builder, signature, args, 2, NUMBERS[x.dtype])
+        numbers = emit_widen(builder, x.dtype, stored, BLOCK)
         factors = cgutils.alloca_once(builder, single)
         for lane in range(BLOCK):
             pointer = builder.gep(builder.bitcast(factors, ir.FloatType().as_pointer()), [_INT64(lane)])
@@ -149,14 +164,15 @@ def split_rows(split, steps, x, begin, end, num_inputs):
 
     Args:
         split: uint8 [≥ split_bytes(end − begin, num_inputs)]. steps: float32 [≥ end − begin].
-        x: uint16 (bfloat16) in tiles, see `octavo.kernels.cpu.tiles`; rows ``begin``, a multiple of 16, to ``end``.
+        x: uint16 (bfloat16) or float32 in tiles, see `octavo.kernels.cpu.tiles`; rows from ``begin``, a multiple of 16,
+            to ``end``.
     """
     blocks = num_blocks(num_inputs)
     for row in range(begin, end):
-        most = np.uint16(0)
+        most = np.uint32(0)
         for column in range(0, num_inputs, BLOCK):
             most = max(most, _largest_bits(x, place(row, column, num_inputs)))
-        largest = widen(most)
+        largest = _as_float(most)
         steps[row - begin] = largest / _FULL
         factor = _FULL / largest if largest > _LEAST else np.float32(0.0)
         first = (row - begin) // ROWS * blocks * 2 * TILE + row % ROWS * INPUTS

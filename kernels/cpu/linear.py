@@ -2,7 +2,7 @@
 
 A product visits the rows in blocks that stay in a core's cache, and in each all groups of outputs that fall to the
 thread. Sums of 32 rows × 32 outputs are finished where they are: stored, added to the residual stream, or put through
-the MLP's gate. Weights are bfloat16, or int8 with a scale for each output (`octavo.kernels.cpu.int8`).
+the MLP's gate. Weights are in the model's type, or int8 with a scale for each output (`octavo.kernels.cpu.int8`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from octavo.kernels.cpu.bits import NUMBA_TYPES, source_key, stored
 from octavo.kernels.cpu.elementary import EXACT, FASTMATH
 from octavo.kernels.cpu.int8 import NUM_SUMS
 from octavo.kernels.cpu.packing import GROUP, OUTPUTS, PANELS
-from octavo.kernels.cpu.products import configure, multiply, multiply_bytes, release
+from octavo.kernels.cpu.products import configure, multiply, multiply_bytes, release, type_of_rows
 from octavo.kernels.cpu.team import share
 from octavo.kernels.cpu.tiles import (
     BLOCK,
@@ -55,7 +55,7 @@ _WEIGHTS_PER_THREAD = 64 * 1024
 PANEL = 2 * ROWS * OUTPUTS
 
 _NONE = np.empty(0, np.float32)
-_NO_WORDS, _NO_NUMBERS = np.empty(0, np.uint16), np.empty(0, np.int8)
+_NO_NUMBERS = np.empty(0, np.int8)
 
 
 def workers_for(num_weights: int) -> int:
@@ -76,42 +76,42 @@ def linear(
     """``x Wᵀ + b``, summed in float32.
 
     Args:
-        x: bfloat16 [num_rows, in]; rows are contiguous, ``in`` is a multiple of 32.
+        x: [num_rows, in]; rows are contiguous, ``in`` is a multiple of 32.
         packed: From `octavo.kernels.cpu.packing.pack`, or from that of `octavo.kernels.cpu.int8`.
         num_outputs: Rows of the weight.
         bias: float32 [out], or None.
-        dtype: Of the result: bfloat16 or float32.
+        dtype: Of the result: float32, or that of x.
         scales: float32 [out] of weights in int8, from `octavo.kernels.cpu.int8.quantize`; None if they are not.
 
     Returns:
         [num_rows, out].
     """
     out = torch.empty((x.shape[0], -(-num_outputs // OUTPUTS) * OUTPUTS), dtype=dtype)
-    kernel = _linear_kernel(NUMBA_TYPES[dtype])
+    kernel = _linear_kernel(NUMBA_TYPES[dtype], NUMBA_TYPES[x.dtype])
     workers = workers_for(packed.numel())
     flat = packed.view(-1)
     kernel(
         stored(out).numpy(), stored(x).numpy(),
-        stored(flat).numpy() if scales is None else _NO_WORDS, _NO_NUMBERS if scales is None else flat.numpy(),
+        stored(flat if scales is None else x.new_empty(0)).numpy(), _NO_NUMBERS if scales is None else flat.numpy(),
         _NONE if scales is None else scales.numpy(), _NONE if bias is None else bias.numpy(), workers,
     )  # fmt: skip
     return out[:, :num_outputs].contiguous()
 
 
 @cache
-def _linear_kernel(number: types.Type):
+def _linear_kernel(result: types.Type, number: types.Type):
     key = source_key(amx, bits, elementary, int8, memory, packing, products, team, tiles, vector_products, vectors)
-    chosen = products.CHOSEN
+    chosen, row_type = products.CHOSEN, type_of_rows(np.dtype(str(number))).type
     signature = types.void(
-        number[:, ::1], types.Array(types.uint16, 2, "A"),
-        types.uint16[::1], types.int8[::1], types.float32[::1], types.float32[::1], types.int64,
+        result[:, ::1], types.Array(number, 2, "A"),
+        number[::1], types.int8[::1], types.float32[::1], types.float32[::1], types.int64,
     )  # fmt: skip
 
     @njit(signature, parallel=True, nogil=True, cache=True, **EXACT)
     def kernel(out, x, words, numbers, scales, bias, num_workers):
         _ = key, chosen  # parts of the key under which numba keeps compiled code
         num_rows, num_inputs = x.shape
-        tiled = np.empty(tiled_size(num_rows, num_inputs), np.uint16)
+        tiled = np.empty(tiled_size(num_rows, num_inputs), row_type)
         tile_rows(tiled, x)
         flat, width = out.reshape(-1), out.shape[1]
         groups = (width + GROUP - 1) // GROUP
@@ -161,7 +161,7 @@ def product_with(expect, finish):
 
     Returns:
         ``product(target, x, num_rows, num_inputs, weights, num_groups, bias, rank, size, sums)``, a rank's share of the
-        groups. Its tiles must be configured. ``weights`` are those in bfloat16 and those in int8, one of which
+        groups. Its tiles must be configured. ``weights`` are those as they are and those in int8, one of which
         is empty, the latter's scales, and scratch: uint8 [room_bytes], float32 [ROW_BLOCK] and int32 [NUM_SUMS].
     """
 

@@ -19,9 +19,13 @@ def emit_address(context, builder, signature, args, i):
     return builder.bitcast(builder.gep(data, [args[i + 1]]), _BYTE.as_pointer())
 
 
-def emit_fetch(builder, pointer, num_bytes=LINE):
-    """Asks for so many bytes from a pointer to a byte on; never faults, wherever they are."""
+def emit_fetch(builder, pointer, num_bytes=LINE, level=3):
+    """Asks for so many bytes from a pointer to a byte on; never faults, wherever they are.
+
+    Args:
+        level: 3 for the cache that is nearest to the core, 2 for the next one.
+    """
     function_type = ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), I32, I32, I32])
     function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0i8")
     for at in range(0, num_bytes, LINE):
-        builder.call(function, [builder.gep(pointer, [_INT64(at)]), I32(0), I32(3), I32(1)])
+        builder.call(function, [builder.gep(pointer, [_INT64(at)]), I32(0), I32(level), I32(1)])

@@ -1,6 +1,8 @@
-"""Products of tiles of activations with packed weights: on AMX tiles where the processor has them, else in vectors.
+"""Products of tiles of activations with packed weights: on AMX tiles where the processor has them for the type, else in
+vectors.
 
-Both have this interface; what is chosen here is chosen once, when the module is loaded.
+What multiplies is known when code is compiled. Rows of activations have the type that it wants: bfloat16 (uint16) for
+AMX, which multiplies nothing else, and float32 for vectors, which widen weights in registers.
 
 ``configure(config, num_rows)`` shapes the calling thread's tiles for products of ``num_rows`` ≤ 16 rows a tile;
 ``config`` is uint8 [64], zeros, scratch. ``release()`` gives them back.
@@ -11,17 +13,18 @@ Arrays are flat; where each operand begins is counted in numbers.
 
     sums                      float32; up to 16 · row_tiles rows of 2 panels of 16 are written
     row_step, panel_step      from a row of sums, or from a panel, to the next
-    weights                   uint16, as `octavo.kernels.cpu.packing.pack` lays out a group
+    weights                   as stored, and as `octavo.kernels.cpu.packing.pack` lays out a group
     blocks                    inputs / 32
-    x                         uint16, as in `octavo.kernels.cpu.tiles`
+    x                         in the type of rows, in tiles: see `octavo.kernels.cpu.tiles`
     tile                      numbers from one tile of rows to the next
     count                     rows that are wanted, or more; there is memory for all of the tiles
     row_tiles                 1 or 2; a literal
     fetch                     1 if the weights come from memory and are to be fetched ahead, else 0; a literal
 
 ``multiply_few(sums, first_sum, row_step, weights, first_weight, blocks, x, first_x, tile, x_row, x_block)``: the same
-for two whole tiles of rows, which may lie anywhere, and the first 8 outputs of a group; ``x_row`` and ``x_block`` are
-numbers from a row of x to the next, and from a block of 32 inputs to the next. Nothing is fetched ahead.
+for two whole tiles of rows, which may lie anywhere, as stored, and the first 8 outputs of a group, in the type of rows:
+operands have changed places. ``x_row`` and ``x_block`` are numbers from a row of x to the next, and from a block of 32
+inputs to the next. Nothing is fetched ahead.
 
 ``multiply_bytes(sums, numbers, first_weight, blocks, split, first_x, count, fetch)``: sums of the bytes of a tile of
 rows with a group of weights in int8. What counts is 256 · those of high bytes + those of low ones.
@@ -35,11 +38,74 @@ rows with a group of weights in int8. What counts is 256 · those of high bytes 
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
 from octavo.kernels.cpu import amx, vector_products
+from octavo.kernels.cpu.elementary import EXACT
 
 _chosen = amx if amx.is_available() else vector_products
 
 CHOSEN = _chosen.__name__  # for keys of compiled code
 
-configure, release = _chosen.configure, _chosen.release
-multiply, multiply_few, multiply_bytes = _chosen.multiply, _chosen.multiply_few, _chosen.multiply_bytes
+configure, release, multiply_bytes = _chosen.configure, _chosen.release, _chosen.multiply_bytes
+
+
+def type_of_rows(number: np.dtype[Any]) -> np.dtype[Any]:
+    """The type that rows of activations have in tiles, for weights that are stored in ``number``."""
+    return np.dtype(np.uint16 if _chosen is amx and number == np.uint16 else np.float32)
+
+
+def multiply(
+    sums, first_sum, row_step, panel_step, weights, first_weight, blocks, x, first_x, tile, count, row_tiles, fetch
+):
+    """See above."""
+
+
+def multiply_few(sums, first_sum, row_step, weights, first_weight, blocks, x, first_x, tile, x_row, x_block):
+    """See above."""
+
+
+def _for(weights, x):
+    return _chosen if weights.dtype == x.dtype == types.uint16 else vector_products
+
+
+@overload(multiply, prefer_literal=True, jit_options=EXACT)
+def _multiply(
+    sums, first_sum, row_step, panel_step, weights, first_weight, blocks, x, first_x, tile, count, row_tiles, fetch
+):
+    by = _for(weights, x).multiply
+
+    def product(
+        sums, first_sum, row_step, panel_step, weights, first_weight, blocks, x, first_x, tile, count, row_tiles, fetch
+    ):
+        by(
+            sums,
+            first_sum,
+            row_step,
+            panel_step,
+            weights,
+            first_weight,
+            blocks,
+            x,
+            first_x,
+            tile,
+            count,
+            row_tiles,
+            fetch,
+        )
+
+    return product
+
+
+@overload(multiply_few, jit_options=EXACT)
+def _multiply_few(sums, first_sum, row_step, weights, first_weight, blocks, x, first_x, tile, x_row, x_block):
+    by = _for(weights, x).multiply_few
+
+    def product(sums, first_sum, row_step, weights, first_weight, blocks, x, first_x, tile, x_row, x_block):
+        by(sums, first_sum, row_step, weights, first_weight, blocks, x, first_x, tile, x_row, x_block)
+
+    return product

@@ -1,4 +1,4 @@
-"""All layers of a decoder in one compiled call, for bfloat16.
+"""All layers of a decoder in one compiled call.
 
 A decode step of a small model is bound by what lies between its kernels: some hundred calls and as many forks and
 joins. Here a team of threads goes through the layers by itself (`octavo.kernels.cpu.team`); a line is a stage, and the
@@ -14,8 +14,8 @@ team waits for each other after it:
     gated = act(gate) · up                                   groups of outputs
     x += down projection                                     groups of outputs
 
-The residual stream x, sums and all that is computed row by row are float32; what is multiplied with weights, and K
-and V, are bfloat16.
+The residual stream x, sums and all that is computed row by row are float32. Weights, K and V are in the model's type;
+what is multiplied with them is in that which products want (`octavo.kernels.cpu.products.type_of_rows`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from numba import cfunc, njit, types
 
 from octavo.config import KV_SCALE_BYTES
@@ -49,13 +50,13 @@ from octavo.kernels.cpu import (
     vector_products,
     vectors,
 )
-from octavo.kernels.cpu.bits import source_key
+from octavo.kernels.cpu.bits import NUMBA_TYPES, source_key
 from octavo.kernels.cpu.elementary import FASTMATH
 from octavo.kernels.cpu.int8 import NUM_SUMS, group_bytes
 from octavo.kernels.cpu.kv_rows import put_row
 from octavo.kernels.cpu.linear import PANEL, ROW_BLOCK, add_product, gated_product, room_bytes, store_product
 from octavo.kernels.cpu.packing import GROUP
-from octavo.kernels.cpu.products import configure, release
+from octavo.kernels.cpu.products import configure, release, type_of_rows
 from octavo.kernels.cpu.team import WORDS, barrier, caller, join, share
 from octavo.kernels.cpu.tile_decodes import attend_decodes, decode_units, merge_decodes
 from octavo.kernels.cpu.tile_layout import desk_bytes, pack_share, padded_width
@@ -98,7 +99,7 @@ KV_CACHE, BLOCK_TABLES, SLOTS, NUM_PLACES = range(4)
 ) = range(38)  # fmt: skip
 
 # For their types.
-_FLOATS, _BFLOATS = np.empty(0, np.float32), np.empty(0, np.uint16)
+_FLOATS = np.empty(0, np.float32)
 _INTS, _LONGS = np.empty(0, np.int32), np.empty(0, np.int64)
 _NUMBERS, _BYTES = np.empty(0, np.int8), np.empty(0, np.uint8)
 _compiled = njit(fastmath=FASTMATH, error_model="numpy")
@@ -109,6 +110,7 @@ class Stack:
 
     Args:
         layers: int64 [num_layers, NUM_FIELDS], what is where; the caller keeps it alive.
+        dtype: Of weights, K and V.
         num_q_heads, num_kv_heads, head_dim: Heads; head_dim is a multiple of 16.
         hidden, intermediate: Widths, multiples of 32.
         activation: Of the MLP; see `octavo.kernels.cpu.tiles.ACTIVATIONS`.
@@ -118,6 +120,7 @@ class Stack:
     def __init__(
         self,
         layers: IntArray,
+        dtype: torch.dtype,
         *,
         num_q_heads: int,
         num_kv_heads: int,
@@ -132,6 +135,7 @@ class Stack:
         self._group, self._num_kv_heads, self._head_dim = num_q_heads // num_kv_heads, num_kv_heads, head_dim
         self._hidden, self._intermediate = hidden, intermediate
         self._layers = layers
+        self._number = np.dtype(str(NUMBA_TYPES[dtype]))
         self._scalars = np.array([scale, softcap, eps], dtype=np.float32)
         self._activation = ACTIVATIONS.index(activation)
         self._widest = max(hidden, intermediate, num_q_heads * head_dim)
@@ -139,7 +143,7 @@ class Stack:
 
     def compile(self, *, int8_kv: bool) -> int:
         """Compiles the code for these heads, or loads it, unless that was done before; returns its address."""
-        address: int = _share_of(self._group, self._head_dim, self._activation, int8_kv).address
+        address: int = _share_of(self._group, self._head_dim, self._activation, self._number, int8_kv).address
         return address
 
     def run(
@@ -161,7 +165,7 @@ class Stack:
             x: float32 [num_tokens, hidden], contiguous; the residual stream, changed in place.
             places: int64 [num_layers, NUM_PLACES], addresses of the layers' KV cache (contiguous), block
                 tables (int32 [num_seqs, num_columns], contiguous) and slots (int64 [num_tokens]).
-            kv_shape: Of a layer's cache. int8_kv: whether it is in int8, and not in bfloat16.
+            kv_shape: Of a layer's cache. int8_kv: whether it is in int8, and not in the model's type.
             tables: The block tables of a layer without a window, if there is one.
             positions, seq_lens, cu_query_lens, num_decodes: As in `octavo.kernels.attention.PagedBatch`.
             num_workers: Threads.
@@ -175,15 +179,16 @@ class Stack:
         num_parts, width = int(first_part[-1]), padded_width(head_dim)
         crew, counters = np.zeros(WORDS, dtype=np.int64), np.zeros(2 * len(self._layers), dtype=np.int64)
         num_q_heads = self._group * kv_heads
+        row_bytes = type_of_rows(self._number).itemsize
         scratch = self._reserve(
-            2 * tiled_size(num_tokens, self._hidden),
-            2 * tiled_size(num_tokens, num_q_heads * head_dim),
-            2 * tiled_size(num_tokens, self._intermediate),
+            row_bytes * tiled_size(num_tokens, self._hidden),
+            row_bytes * tiled_size(num_tokens, num_q_heads * head_dim),
+            row_bytes * tiled_size(num_tokens, self._intermediate),
             4 * num_tokens * (num_q_heads + 2 * kv_heads) * head_dim,
             4 * num_tokens * self._hidden,
             4 * num_parts * num_q_heads * width,
             4 * num_parts * num_q_heads * 2,
-            2 * int(first_chunk[-1]) * kv_heads * 2 * KEYS * width,
+            self._number.itemsize * int(first_chunk[-1]) * kv_heads * 2 * KEYS * width,
             num_workers * desk_bytes(head_dim),
             num_workers * room_bytes(num_tokens, self._widest) if self._layers[0, QKV_SCALES] else 0,
         )
@@ -218,7 +223,7 @@ def _running_total(counts: IntArray) -> IntArray:
 
 
 @cache
-def _share_of(group: int, head_dim: int, activation: int, int8_kv: bool):  # noqa: PLR0915 - a table of arguments and a list of stages
+def _share_of(group: int, head_dim: int, activation: int, number: np.dtype[Any], int8_kv: bool):  # noqa: PLR0915 - a table of arguments and a list of stages
     """A thread's share of all layers, for models of one shape of heads: a C function of a frame's address."""
     key = source_key(
         amx, bits, chunks, elementary, int8, kv_rows, layout, linear, memory, packing, products, team, tile_decodes,
@@ -226,11 +231,13 @@ def _share_of(group: int, head_dim: int, activation: int, int8_kv: bool):  # noq
     )  # fmt: skip
     chosen = products.CHOSEN
 
-    stored, row_width = (_NUMBERS, head_dim + KV_SCALE_BYTES) if int8_kv else (_BFLOATS, head_dim)
+    of_rows, of_weights = np.empty(0, type_of_rows(number)), np.empty(0, number)
+    stored, row_width = (_NUMBERS, head_dim + KV_SCALE_BYTES) if int8_kv else (of_weights, head_dim)
 
     @cfunc(types.void(types.int64), nopython=True, fastmath=FASTMATH, error_model="numpy", cache=True)
     def go_through(address):  # noqa: PLR0915
         _ = key, chosen  # parts of the key under which numba keeps compiled code
+        kinds = of_rows, of_weights
         frame = array_at(address, (NUM_ENTRIES,), _LONGS)
         crew = array_at(frame[CREW], (WORDS,), _LONGS)
         rank, size = join(crew, frame[NUM_WORKERS])
@@ -253,9 +260,9 @@ def _share_of(group: int, head_dim: int, activation: int, int8_kv: bool):  # noq
         entries = array_at(frame[ENTRIES], (frame[NUM_PARTS], 2), _INTS)
         units = array_at(frame[UNITS], (frame[NUM_UNITS],), _LONGS)
         counters = array_at(frame[COUNTERS], (2 * frame[NUM_LAYERS],), _LONGS)
-        normed = array_at(frame[NORMED], (tiled_size(num_tokens, hidden),), _BFLOATS)
-        attended = array_at(frame[ATTENDED], (tiled_size(num_tokens, q_size),), _BFLOATS)
-        gated = array_at(frame[GATED], (tiled_size(num_tokens, intermediate),), _BFLOATS)
+        normed = array_at(frame[NORMED], (tiled_size(num_tokens, hidden),), of_rows)
+        attended = array_at(frame[ATTENDED], (tiled_size(num_tokens, q_size),), of_rows)
+        gated = array_at(frame[GATED], (tiled_size(num_tokens, intermediate),), of_rows)
         qkv = array_at(frame[QKV_ROWS], (num_tokens, num_heads, head_dim), _FLOATS)
         qkv_rows = array_at(frame[QKV_ROWS], (num_tokens * qkv_size,), _FLOATS)
         branch = array_at(frame[BRANCH], (num_tokens, hidden), _FLOATS)
@@ -263,7 +270,7 @@ def _share_of(group: int, head_dim: int, activation: int, int8_kv: bool):  # noq
         parts = array_at(frame[PARTS], (frame[NUM_PARTS], num_kv_heads, group, width), _FLOATS)
         part_sums = array_at(frame[PART_SUMS], (frame[NUM_PARTS], num_kv_heads, 2, group), _FLOATS)
         num_packed = first_chunk[-1] * num_kv_heads * 2 * KEYS * width
-        packed = array_at(frame[PACKED], (num_packed,), _BFLOATS)
+        packed = array_at(frame[PACKED], (num_packed,), of_weights)
         kv_shape = (frame[NUM_BLOCKS], 2, num_kv_heads, frame[BLOCK_SIZE], row_width)
         desk = frame[DESKS] + rank * desk_bytes(head_dim)
         sums, row = np.empty(2 * PANEL, np.float32), np.empty(hidden, np.float32)
@@ -276,7 +283,10 @@ def _share_of(group: int, head_dim: int, activation: int, int8_kv: bool):  # noq
             weights = layers[layer]
             norm_share(normed, x, weights[ATTENTION_NORM], eps, rank, size)
             barrier(crew, size)
-            matrix, bias = matrix_at(weights, QKV, qkv_size, hidden, scratch), vector_at(weights[QKV_BIAS], qkv_size)
+            matrix, bias = (
+                matrix_at(weights, QKV, qkv_size, hidden, of_weights, scratch),
+                vector_at(weights[QKV_BIAS], qkv_size),
+            )
             store_product(
                 (qkv_rows, qkv_size), normed, num_tokens, hidden, matrix, groups_of(qkv_size), bias, rank, size, sums
             )
@@ -291,25 +301,28 @@ def _share_of(group: int, head_dim: int, activation: int, int8_kv: bool):  # noq
             configure(config, ROWS)
             attend_decodes(
                 parts, part_sums, qkv, kv, tables, seq_lens, entries, units, first_part, counters, 2 * layer,
-                num_q_heads, scale, window, softcap, desk, size,
+                num_q_heads, scale, window, softcap, desk, kinds, size,
             )  # fmt: skip
-            pack_share(packed, kv, tables[num_decodes:], lens, starts, first_chunk, window, desk, rank, size)
+            pack_share(packed, kv, tables[num_decodes:], lens, starts, first_chunk, window, desk, kinds, rank, size)
             barrier(crew, size)
-            merge_decodes(attended, parts, part_sums, first_part, num_decodes, head_dim, desk, rank, size)
+            merge_decodes(attended, parts, part_sums, first_part, num_decodes, head_dim, desk, kinds, rank, size)
             attend_prompts(
                 attended, qkv, packed, first_chunk, first_item, counters, 2 * layer + 1, lens, starts,
-                num_q_heads, num_kv_heads, scale, window, softcap, desk,
+                num_q_heads, num_kv_heads, scale, window, softcap, desk, kinds,
             )  # fmt: skip
             configure(config, min(num_tokens, ROWS))
             barrier(crew, size)
-            matrix, bias = matrix_at(weights, OUTPUT, hidden, q_size, scratch), vector_at(weights[OUTPUT_BIAS], hidden)
+            matrix, bias = (
+                matrix_at(weights, OUTPUT, hidden, q_size, of_weights, scratch),
+                vector_at(weights[OUTPUT_BIAS], hidden),
+            )
             add_branch(
                 x, branch, attended, q_size, matrix, bias, weights[ATTENTION_POST_NORM], eps, row,
                 crew, rank, size, sums,
             )  # fmt: skip
             norm_share(normed, x, weights[MLP_NORM], eps, rank, size)
             barrier(crew, size)
-            matrix = matrix_at(weights, GATE_UP, 2 * intermediate, hidden, scratch)
+            matrix = matrix_at(weights, GATE_UP, 2 * intermediate, hidden, of_weights, scratch)
             bias = vector_at(weights[GATE_UP_BIAS], 2 * intermediate)
             gated_product(
                 (gated, intermediate, activation), normed, num_tokens, hidden, matrix, groups_of(2 * intermediate),
@@ -317,7 +330,7 @@ def _share_of(group: int, head_dim: int, activation: int, int8_kv: bool):  # noq
             )  # fmt: skip
             barrier(crew, size)
             matrix, bias = (
-                matrix_at(weights, DOWN, hidden, intermediate, scratch),
+                matrix_at(weights, DOWN, hidden, intermediate, of_weights, scratch),
                 vector_at(weights[DOWN_BIAS], hidden),
             )
             add_branch(
@@ -335,18 +348,18 @@ def groups_of(num_outputs):
 
 
 @_compiled
-def matrix_at(weights, field, num_outputs, num_inputs, scratch):
+def matrix_at(weights, field, num_outputs, num_inputs, like, scratch):
     """A projection's packed weights as `octavo.kernels.cpu.linear.product_with` wants them.
 
     Args:
         weights: The layer's addresses; ``field`` says which.
-        scratch: What products with weights in int8 need.
+        like: An array of the model's type. scratch: What products with weights in int8 need.
     """
     groups, scales = groups_of(num_outputs), weights[field + SCALES]
     num_words = groups * GROUP * num_inputs if scales == 0 else 0
     num_bytes = groups * group_bytes(num_inputs) if scales != 0 else 0
     return (
-        array_at(weights[field], (num_words,), _BFLOATS),
+        array_at(weights[field], (num_words,), like),
         array_at(weights[field], (num_bytes,), _NUMBERS),
         vector_at(scales, num_outputs),
         scratch[0],

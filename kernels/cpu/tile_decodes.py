@@ -85,7 +85,7 @@ def decode_units(block_tables: IntArray, seq_lens: IntArray, block_size: int, gr
 @_compiled
 def attend_decodes(
     parts, part_sums, qkv, kv, block_tables, seq_lens, entries, units, first_part, counters, which,
-    num_q_heads, scale, window, softcap, desk, num_workers,
+    num_q_heads, scale, window, softcap, desk, kinds, num_workers,
 ):  # fmt: skip
     """Draws items until none is left; what comes of them is merged by `merge_decodes`.
 
@@ -99,10 +99,10 @@ def attend_decodes(
     """
     num_kv_heads, head_dim = kv.shape[2], numbers_of(kv)
     group, width = num_q_heads // num_kv_heads, padded_width(head_dim)
-    rows, packed, q, weights, scores, turned, _, part, _, of_chunk, _, ranges, row = workspace(desk, width)
+    rows, packed, q, weights, scores, turned, _, part, _, of_chunk, _, ranges, row = workspace(desk, width, kinds)
     num_items = (units.shape[0] - 1) * num_kv_heads
     # Tiles of K are rows of blocks.
-    in_place = kv.itemsize == 2 and kv.shape[3] % ROWS == 0 and width == head_dim
+    in_place = kv.itemsize > 1 and kv.shape[3] % ROWS == 0 and width == head_dim
     at_once = max(1, min(_NEIGHBOURS, num_items // (4 * num_workers)))
     drawn = draw(counters, which, at_once)
     following = drawn
@@ -194,7 +194,7 @@ def _score_many(scores, packed, rows, q, width, count, groups):
     """Scores of many rows: Q Kᵀ, with K laid out as weights.
 
     Args:
-        scores: float32 [32 · KEYS], a row after the other. packed: uint16 [KEYS · width], scratch.
+        scores: float32 [32 · KEYS], a row after the other. packed: [KEYS · width], scratch.
         rows: K as rows of tiles. q: from `tile_query`. groups: of 32 keys.
     """
     pack_keys(packed, 0, rows, width)
@@ -232,10 +232,10 @@ def _score_few(scores, turned, rows, kv, table, head, start, num_keys, q, count,
 
 
 @_compiled
-def merge_decodes(out, parts, part_sums, first_part, num_decodes, head_dim, desk, rank, size):
+def merge_decodes(out, parts, part_sums, first_part, num_decodes, head_dim, desk, kinds, rank, size):
     """A rank's share of the decodes: all parts of each query, in order, to its row of tiles."""
     num_kv_heads, group, width = parts.shape[1:]
-    _, _, _, _, _, _, total, _, sums, of_chunk, factors, _, _ = workspace(desk, width)
+    _, _, _, _, _, _, total, _, sums, of_chunk, factors, _, _ = workspace(desk, width, kinds)
     begin, end = share(num_decodes, rank, size)
     for seq in range(begin, end):
         for head in range(num_kv_heads):

@@ -18,14 +18,14 @@ from octavo.kernels.cpu.tiles import (
     BLOCK,
     ROWS,
     array_at,
+    columns_as_weights,
     fetch,
-    interleave_rows,
     place,
     put_scaled_run,
-    transpose_tile,
+    rows_as_weights,
 )
 
-_FLOATS, _BFLOATS, _LONGS = np.empty(0, np.float32), np.empty(0, np.uint16), np.empty(0, np.int64)  # for their types
+_FLOATS, _LONGS = np.empty(0, np.float32), np.empty(0, np.int64)  # for their types
 _ZERO = np.float32(0.0)
 _compiled = njit(fastmath=FASTMATH, error_model="numpy")
 
@@ -38,18 +38,19 @@ def padded_width(head_dim):
 
 @_compiled
 def desk_bytes(head_dim):
-    """What `workspace` takes for heads of so many numbers."""
+    """What `workspace` takes at most for heads of so many numbers."""
     return (
-        padded_width(head_dim) * (4 * KEYS + 2 * TILE_ROWS + 8 * TILE_ROWS + 4) + KEYS * TILE_ROWS * 10 + 40 * TILE_ROWS
+        padded_width(head_dim) * (8 * KEYS + 4 * TILE_ROWS + 8 * TILE_ROWS + 4) + KEYS * TILE_ROWS * 12 + 40 * TILE_ROWS
     )
 
 
 @_compiled
-def workspace(desk, width):
+def workspace(desk, width, kinds):
     """A thread's scratch memory: slices of arrays that nobody counts references to cost nothing.
 
     Args:
         desk: Where it begins.
+        kinds: An array of the type that rows of activations have in tiles, and one of that of weights, K and V.
 
     Returns:
         K or V as rows of tiles, and as weights; queries; weights of keys; scores, and scores turned round; sums of
@@ -57,13 +58,15 @@ def workspace(desk, width):
         multiplied with; the keys that rows see; a row, zeros.
     """
     shapes = (KEYS * width,), (TILE_ROWS * width,), (TILE_ROWS * KEYS,)
-    rows = array_at(desk, shapes[0], _BFLOATS)
-    packed = array_at(desk + 2 * KEYS * width, shapes[0], _BFLOATS)
-    desk += 4 * KEYS * width
-    q = array_at(desk, shapes[1], _BFLOATS)
-    desk += 2 * TILE_ROWS * width
-    weights = array_at(desk, shapes[2], _BFLOATS)
-    desk += 2 * TILE_ROWS * KEYS
+    of_rows, of_weights = kinds
+    rows = array_at(desk, shapes[0], of_weights)
+    desk += of_weights.itemsize * KEYS * width
+    packed = array_at(desk, shapes[0], of_weights)
+    desk += of_weights.itemsize * KEYS * width
+    q = array_at(desk, shapes[1], of_rows)
+    desk += of_rows.itemsize * TILE_ROWS * width
+    weights = array_at(desk, shapes[2], of_rows)
+    desk += of_rows.itemsize * TILE_ROWS * KEYS
     scores = array_at(desk, shapes[2], _FLOATS)
     turned = array_at(desk + 4 * TILE_ROWS * KEYS, shapes[2], _FLOATS)
     desk += 8 * TILE_ROWS * KEYS
@@ -80,16 +83,16 @@ def workspace(desk, width):
 
 
 @_compiled
-def pack_share(packed, kv, block_tables, seq_lens, cu_query_lens, first_chunk, window, desk, rank, size):
+def pack_share(packed, kv, block_tables, seq_lens, cu_query_lens, first_chunk, window, desk, kinds, rank, size):
     """A rank's share of the chunks of K and V that prompts read.
 
     Args:
-        packed: uint16, [chunks, KV heads, 2 (K, V), KEYS · padded width], flat.
-        kv: uint16 or int8 [num_blocks, 2, KV heads, block_size, row width].
+        packed: [chunks, KV heads, 2 (K, V), KEYS · padded width], flat, as weights are stored.
+        kv: The same type or int8 [num_blocks, 2, KV heads, block_size, row width].
         first_chunk: int64 [num_seqs + 1], each sequence's first chunk, and their number at the end.
     """
     num_kv_heads, width = kv.shape[2], padded_width(numbers_of(kv))
-    rows = workspace(desk, width)[0]
+    rows = workspace(desk, width, kinds)[0]
     seq = 0
     begin, end = share(first_chunk[-1] * num_kv_heads, rank, size)
     for unit in range(begin, end):
@@ -110,21 +113,21 @@ def pack_share(packed, kv, block_tables, seq_lens, cu_query_lens, first_chunk, w
 
 @_compiled
 def pack_keys(packed, at, keys, width):
-    """Keys from `tile_rows_of` as weights: a key is one output, and its pairs of numbers lie 16 keys apart."""
+    """Keys from `tile_rows_of` as weights: a key is one output."""
     for tile in range(KEYS // ROWS):
         for block in range(width // BLOCK):
             to = at + tile // 2 * GROUP * width + (2 * block + tile % 2) * (ROWS * BLOCK)
-            transpose_tile(packed, to, keys, (tile * (width // BLOCK) + block) * (ROWS * BLOCK))
+            columns_as_weights(packed, to, keys, (tile * (width // BLOCK) + block) * (ROWS * BLOCK))
 
 
 @_compiled
 def pack_values(packed, at, values, width):
-    """Values from `tile_rows_of` as weights: a value is one input, its numbers lie beside its neighbour's."""
+    """Values from `tile_rows_of` as weights: a value is one input."""
     for tile in range(KEYS // ROWS):
         for panel in range(width // OUTPUTS):
             to = at + panel // 2 * (KEYS * GROUP) + tile // 2 * (2 * ROWS * BLOCK) + panel % 2 * (ROWS * BLOCK)
             to += tile % 2 * (ROWS // 2 * BLOCK)
-            interleave_rows(packed, to, values, place(tile * ROWS, panel * OUTPUTS, width), BLOCK)
+            rows_as_weights(packed, to, values, place(tile * ROWS, panel * OUTPUTS, width), BLOCK)
 
 
 @_compiled
@@ -164,11 +167,11 @@ def fetch_rows(kv, part, table, head, start, count):
 
 @_compiled
 def pack_values_in_place(packed, kv, table, head, start):
-    """`pack_values` of a whole chunk, from its blocks, which are uint16."""
+    """`pack_values` of a whole chunk, from its blocks, which are of the same type."""
     size, width = kv.shape[3], kv.shape[4]
     for tile in range(KEYS // ROWS):
         position = start + tile * ROWS
         rows = kv[np.int64(table[position // size]), 1, head, position % size]
         for panel in range(width // OUTPUTS):
             to = panel // 2 * (KEYS * GROUP) + tile // 2 * (2 * ROWS * BLOCK) + panel % 2 * (ROWS * BLOCK)
-            interleave_rows(packed, to + tile % 2 * (ROWS // 2 * BLOCK), rows, panel * OUTPUTS, width)
+            rows_as_weights(packed, to + tile % 2 * (ROWS // 2 * BLOCK), rows, panel * OUTPUTS, width)

@@ -16,12 +16,12 @@ from octavo.kernels.cpu.tile_softmax import KEYS, TILE_ROWS
 @njit(fastmath=FASTMATH, error_model="numpy")
 def attend_prompts(
     out, qkv, packed, first_chunk, first_item, counters, which,
-    seq_lens, cu_query_lens, num_q_heads, num_kv_heads, scale, window, softcap, desk,
+    seq_lens, cu_query_lens, num_q_heads, num_kv_heads, scale, window, softcap, desk, kinds,
 ):  # fmt: skip
     """Draws items until none is left: one KV head of a sequence after the other, those with the most keys first.
 
     Args:
-        out: uint16, tiles of [num_tokens, num_q_heads · head_dim].
+        out: Tiles of [num_tokens, num_q_heads · head_dim].
         qkv: float32 [num_tokens, heads, head_dim], rotated.
         packed, first_chunk: As for `pack_share`.
         first_item: int64 [num_seqs + 1], each sequence's first item, and their number at the end.
@@ -30,7 +30,7 @@ def attend_prompts(
     """
     head_dim, group = qkv.shape[2], num_q_heads // num_kv_heads
     width = padded_width(head_dim)
-    _, _, q, weights, scores, _, total, part, sums, of_chunk, factors, ranges, row = workspace(desk, width)
+    _, _, q, weights, scores, _, total, part, sums, of_chunk, factors, ranges, row = workspace(desk, width, kinds)
     num_items = first_item[-1]
     while True:
         item = num_items - 1 - draw(counters, which, 1)

@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 
 from octavo.kernels.cpu.bits import F32, I32, emit_splat
 from octavo.kernels.cpu.tiles import BLOCK, ROWS
-from octavo.kernels.cpu.vectors import FUSED, emit_bfloat, emit_exp2, emit_reduce, emit_top, filled
+from octavo.kernels.cpu.vectors import FUSED, emit_exp2, emit_narrow, emit_reduce, emit_top, filled
 
 KEYS = 128  # of a chunk
 TILE_ROWS = 2 * ROWS  # of an item
@@ -44,7 +44,7 @@ def weigh(typingctx, weights, to, scores, at, begin, end, top):
     """Turns a row's scores, in units of log 2, into weights in tiles; keys outside begin … end get none.
 
     Args:
-        weights: uint16 (bfloat16); ``to`` is the row's place in the tiles of [32, KEYS].
+        weights: As tiles have it; ``to`` is the row's place in the tiles of [32, KEYS].
         scores, at, begin, end: As for `top_of`. top: what it returned.
 
     Returns:
@@ -58,7 +58,7 @@ def weigh(typingctx, weights, to, scores, at, begin, end, top):
         tops = emit_splat(builder, builder.select(nothing, F32(0.0), top), BLOCK)
         powers = [emit_exp2(builder, builder.fsub(row, tops, flags=FUSED)) for row in rows]
         for i, power in enumerate(powers):
-            rounded = emit_bfloat(builder, power)
+            rounded = emit_narrow(builder, signature.args[0].dtype, power)
             pointer = builder.gep(weights, [builder.add(args[1], _INT64(i * ROWS * BLOCK))])
             builder.store(rounded, builder.bitcast(pointer, rounded.type.as_pointer()), align=2)
         return emit_reduce(builder, "fadd", _in_pairs(powers, lambda x, y: builder.fadd(x, y, flags=FUSED)))

@@ -17,10 +17,10 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from octavo.kernels.cpu.bits import emit_splat, emit_widen
+from octavo.kernels.cpu.bits import I32, NUMBERS, emit_splat, emit_widen, narrow, widen
 from octavo.kernels.cpu.elementary import EXACT, FASTMATH
 from octavo.kernels.cpu.memory import LINE, emit_address, emit_fetch
-from octavo.kernels.cpu.vectors import FUSED, emit_bfloat, emit_reduce, emit_sigmoid, filled
+from octavo.kernels.cpu.vectors import FUSED, emit_narrow, emit_reduce, emit_sigmoid, filled
 
 # Of a tile of activations.
 ROWS, BLOCK = 16, 32
@@ -46,12 +46,12 @@ def place(row, column, width):
 
 @njit(**EXACT)
 def tile_rows(tiles, x):
-    """Rows of bfloat16 [num_rows, width] to tiles."""
+    """Rows [num_rows, width], as stored, to tiles."""
     for row in range(x.shape[0]):
         for column in range(0, x.shape[1], BLOCK):
             to = place(row, column, x.shape[1])
             for i in range(BLOCK):
-                tiles[to + i] = x[row, column + i]
+                tiles[to + i] = narrow(widen(x[row, column + i]), tiles[0])
 
 
 @_row_wise
@@ -59,7 +59,7 @@ def norm_row(tiles, row, x, weight, eps):
     """Root-mean-square normalisation of one row (arXiv:1910.07467) into its tile.
 
     Args:
-        tiles: uint16, flat. row: which of their rows.
+        tiles: uint16 or float32, flat. row: which of their rows.
         x, weight: float32 [width].
     """
     width = x.shape[0]
@@ -113,7 +113,7 @@ def _put_scaled(typingctx, tiles, at, x, weight, scale):
         scales = emit_splat(builder, args[4], BLOCK)
         for (value, factor), block in _blocks(context, builder, signature.args[2:4], args[2:4]):
             scaled = builder.fmul(builder.fmul(value, scales, flags=FUSED), factor, flags=FUSED)
-            rounded = emit_bfloat(builder, scaled)
+            rounded = emit_narrow(builder, signature.args[0].dtype, scaled)
             to = builder.gep(tiles, [builder.add(args[1], builder.mul(block, block.type(ROWS * BLOCK)))])
             builder.store(rounded, builder.bitcast(to, rounded.type.as_pointer()), align=2)
         return context.get_dummy_value()
@@ -173,23 +173,23 @@ def put_run(typingctx, target, at, source, begin, count):
     There are instructions that round many numbers at once, which no compiler finds behind `bits.narrow`.
 
     Args:
-        target: uint16 (bfloat16) or float32, contiguous. source: the same, or float32 that is rounded to bfloat16.
+        target: As stored, contiguous. source: the same, or float32 that is rounded.
         count: A literal.
     """
 
     def put(builder, _, load):
         value = load()
-        return emit_bfloat(builder, value) if target.dtype != source.dtype else value
+        return emit_narrow(builder, target.dtype, value) if target.dtype != source.dtype else value
 
     return _on_runs(target, source, count, put)
 
 
 @intrinsic(prefer_literal=True)
 def put_scaled_run(typingctx, target, at, source, begin, count, scale):
-    """`put_run` to uint16 (bfloat16), of uint16 as it is or of int8 times a scale.
+    """`put_run` of what is stored in the same type as it is, or of int8 times a scale.
 
     Args:
-        scale: float32; means nothing beside uint16.
+        scale: float32; means nothing beside other types.
     """
 
     def put(builder, _, load, scale):
@@ -199,14 +199,14 @@ def put_scaled_run(typingctx, target, at, source, begin, count, scale):
         lanes = value.type.count
         numbers = emit_widen(builder, source.dtype, value, lanes)
         product = builder.fmul(numbers, emit_splat(builder, scale, lanes))
-        return emit_bfloat(builder, product)
+        return emit_narrow(builder, target.dtype, product)
 
     return _on_runs(target, source, count, put, types.float32)
 
 
 @intrinsic(prefer_literal=True)
 def put_gated_run(typingctx, target, at, source, begin, count, ups, activation):
-    """`put_run` to uint16 (bfloat16) of activation(gate) · up, float32.
+    """`put_run` of activation(gate) · up, float32.
 
     Args:
         ups: How many numbers after its gate each up lies.
@@ -218,7 +218,7 @@ def put_gated_run(typingctx, target, at, source, begin, count, ups, activation):
 
     def put(builder, _, load, ups, activation):
         gated = builder.fmul(emit_activation(builder, load()), load(ups), flags=FUSED)
-        return emit_bfloat(builder, gated)
+        return emit_narrow(builder, target.dtype, gated)
 
     return _on_runs(target, source, count, put, types.intp, activation)
 
@@ -266,50 +266,58 @@ def fetch(typingctx, array, at, num_bytes):
 
 
 @intrinsic
-def interleave_rows(typingctx, target, to, source, at, row_step):
-    """16 numbers of each of 16 rows, rows in pairs: 8 rows of 16 pairs.
+def rows_as_weights(typingctx, target, to, source, at, row_step):
+    """16 numbers of each of 16 rows as half a tile of weights: a row is an input (`octavo.kernels.cpu.packing`).
 
     Args:
-        target, source: uint16; ``to`` says where the first pair goes, ``at`` where the first number is.
+        target, source: As stored; ``to`` says where the first row goes, ``at`` where its first number is.
         row_step: Numbers from a row to the next.
     """
+    number = NUMBERS[target.dtype]
 
     def codegen(context, builder, signature, args):
         target, source = (
             builder.gep(context.make_array(signature.args[i])(context, builder, args[i]).data, [args[i + 1]])
             for i in (0, 2)
         )
-        narrow, wide = ir.VectorType(ir.IntType(16), ROWS), ir.VectorType(ir.IntType(32), ROWS)
+        narrow, wide = ir.VectorType(number, ROWS), ir.VectorType(I32, ROWS)
         index = ir.IntType(64)
 
-        def words(row):
+        def numbers(row):
             at = builder.mul(args[4], index(row))
             pointer = builder.bitcast(builder.gep(source, [at]), narrow.as_pointer())
-            return builder.zext(builder.load(pointer, align=2), wide)
+            return builder.load(pointer, align=2)
 
-        pairs = [
-            builder.or_(words(row), builder.shl(words(row + 1), ir.Constant(wide, [16] * ROWS)))
-            for row in range(0, ROWS, 2)
-        ]
+        def put(row, value):
+            pointer = builder.bitcast(builder.gep(target, [index(row * ROWS)]), value.type.as_pointer())
+            builder.store(value, pointer, align=2)
+
+        if signature.args[0].dtype != types.uint16:
+            for row, value in enumerate([numbers(row) for row in range(ROWS)]):
+                put(row, value)
+            return context.get_dummy_value()
+        words = [builder.zext(numbers(row), wide) for row in range(ROWS)]
+        high = ir.Constant(wide, [16] * ROWS)
+        pairs = [builder.or_(words[row], builder.shl(words[row + 1], high)) for row in range(0, ROWS, 2)]
         for i, pair in enumerate(pairs):
-            pointer = builder.bitcast(builder.gep(target, [index(i * BLOCK)]), wide.as_pointer())
-            builder.store(pair, pointer, align=2)
+            put(2 * i, pair)
         return context.get_dummy_value()
 
     return types.void(target, types.intp, source, types.intp, types.intp), codegen
 
 
 @intrinsic
-def transpose_tile(typingctx, target, to, source, at):
-    """A tile of 16 × 16 pairs of numbers, rows made columns.
+def columns_as_weights(typingctx, target, to, source, at):
+    """A tile of 16 rows of 32 numbers as a tile of weights: a row is an output (`octavo.kernels.cpu.packing`).
 
     Args:
-        target, source: uint16, contiguous; ``to`` and ``at`` say where the tiles begin.
+        target, source: As stored, contiguous; ``to`` and ``at`` say where the tiles begin.
     """
+    number = NUMBERS[target.dtype]
+    words_of_row = BLOCK * target.dtype.bitwidth // I32.width
 
     def codegen(context, builder, signature, args):
-        number = ir.IntType(32)
-        row = ir.VectorType(number, ROWS)
+        row = ir.VectorType(I32, ROWS)
         target, source = (
             builder.bitcast(
                 builder.gep(context.make_array(signature.args[i])(context, builder, args[i]).data, [args[i + 1]]),
@@ -318,21 +326,37 @@ def transpose_tile(typingctx, target, to, source, at):
             for i in (0, 2)
         )
         index = ir.IntType(64)
-        rows = [builder.load(builder.gep(source, [index(r)]), align=2) for r in range(ROWS)]
-        lanes = range(ROWS)
-        for step in (1, 2, 4, 8):  # swaps the off-diagonal quarters of blocks of 2, 4, 8 and 16
-            upper = [lane if not lane & step else ROWS + (lane ^ step) for lane in lanes]
-            lower = [lane ^ step if not lane & step else ROWS + lane for lane in lanes]
-            masks = [ir.Constant(ir.VectorType(number, ROWS), order) for order in (upper, lower)]
-            for r in lanes:
-                if not r & step:
-                    pair = rows[r], rows[r + step]
-                    rows[r], rows[r + step] = (builder.shuffle_vector(*pair, mask) for mask in masks)
-        for r in lanes:
-            builder.store(rows[r], builder.gep(target, [index(r)]), align=2)
+        parts = words_of_row // ROWS
+        for part in range(parts):
+            rows = [builder.load(builder.gep(source, [index(r * parts + part)]), align=2) for r in range(ROWS)]
+            for i, turned in enumerate(_emit_transposed(builder, rows)):
+                is_float16 = signature.args[0].dtype == types.int16  # each word holds two inputs
+                stored = _emit_apart(builder, turned, number) if is_float16 else turned
+                builder.store(stored, builder.gep(target, [index(part * ROWS + i)]), align=2)
         return context.get_dummy_value()
 
     return types.void(target, types.intp, source, types.intp), codegen
+
+
+def _emit_apart(builder, words, half):
+    """The lower halves of 16 words, and then the upper ones."""
+    halves = builder.bitcast(words, ir.VectorType(half, 2 * ROWS))
+    order = ir.Constant(ir.VectorType(I32, 2 * ROWS), [*range(0, 2 * ROWS, 2), *range(1, 2 * ROWS, 2)])
+    return builder.bitcast(builder.shuffle_vector(halves, halves, order), words.type)
+
+
+def _emit_transposed(builder, rows):
+    """16 vectors of 16 words, rows made columns."""
+    rows, lanes = list(rows), range(ROWS)
+    for step in (1, 2, 4, 8):  # swaps the off-diagonal quarters of blocks of 2, 4, 8 and 16
+        upper = [lane if not lane & step else ROWS + (lane ^ step) for lane in lanes]
+        lower = [lane ^ step if not lane & step else ROWS + lane for lane in lanes]
+        masks = [ir.Constant(ir.VectorType(I32, ROWS), order) for order in (upper, lower)]
+        for r in lanes:
+            if not r & step:
+                pair = rows[r], rows[r + step]
+                rows[r], rows[r + step] = (builder.shuffle_vector(*pair, mask) for mask in masks)
+    return rows
 
 
 def _on_runs(target, source, count, result, *more):

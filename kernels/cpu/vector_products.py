@@ -1,11 +1,13 @@
-"""Products of tiles in ordinary vectors, for processors without AMX: same operands, same layout, same interface.
+"""Products of tiles in ordinary vectors, for types that AMX does not multiply and processors without it.
 
-Two bfloat16 lie in a word of 32 bits, and each is the upper half of a float32: a shift or a mask makes the weights of
-16 outputs from 16 words, and the number that they are multiplied with from one. Only memory sees 16 bits, then; the
-arithmetic is float32's, as fast as the processor's own.
+Weights are widened to float32 in registers, so only memory sees 16 bits; the arithmetic is float32's, as fast as the
+processor's own. Two bfloat16 lie in a word of 32 bits, and each is the upper half of a float32: a shift or a mask makes
+the weights of 16 outputs from 16 words.
 
 Each sum runs over the inputs in their order, whatever the number of rows, so a row's result does not depend on the
-others.
+others. Rows are summed six at a time with one panel of weights (12 registers of 8 sums, two of weights, one of the
+number that they are multiplied with), which leaves none to spare: the compiler would keep weights that both inputs of a
+pair come from, and spill sums, were it not told that they are others (`_emit_again`).
 
 Weights in int8 meet activations in fixed point, of 16 bits (`octavo.kernels.cpu.int8`), which are multiplied whole:
 
@@ -21,7 +23,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from octavo.kernels.cpu.bits import F32, I16, I32, emit_splat
+from octavo.kernels.cpu.bits import F32, I16, I32, NUMBERS, emit_splat, emit_widen
 from octavo.kernels.cpu.elementary import EXACT
 from octavo.kernels.cpu.memory import AHEAD, LINE, emit_address, emit_fetch
 from octavo.kernels.cpu.packing import OUTPUTS, PANELS
@@ -29,13 +31,14 @@ from octavo.kernels.cpu.tiles import BLOCK, ROWS
 
 # 32 registers of 16 numbers, instead of 16 of 8.
 _IS_WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
-# Rows that are computed side by side, and with how many panels of weights: as many sums as there are registers for.
-# With fewer than eight registers of them the arithmetic would wait for itself; few rows wait for memory anyway.
-_MANY, _PANELS_OF_MANY = (8, PANELS) if _IS_WIDE else (4, 1)
-_FEWEST_OF_MANY = 5 if _IS_WIDE else 3  # rows for which the others would take longer
+# Rows that are computed side by side, at most: as many sums as there are registers for.
+_MANY = 8 if _IS_WIDE else 6
+# Rows up to which both panels of weights are computed at once: with few sums the arithmetic would wait for itself.
+_MOST_OF_BOTH = 8 if _IS_WIDE else 2
 # Where only 8 outputs count.
 _FEW_ROWS, _FEW_OUTPUTS = 8, 8
-_UNROLLED = 4  # pairs of inputs
+_UNROLLED = 2  # pairs of inputs
+_RUN = 4 * LINE  # bytes that are fetched at a time
 
 _TILE = BLOCK * ROWS  # numbers
 # Of 64 inputs each: a sum of so many pairs of products of 16 and 8 bits fits 32 bits.
@@ -56,38 +59,66 @@ def release():
     """There is nothing to be given back."""
 
 
+def _rows_with(num_rows, panels):
+    """A function that sums so many rows with all of a group, some panels at once."""
+
+    @njit(**EXACT)
+    def sum_rows(sums, to, row_step, panel_step, weights, first_weight, blocks, x, at, ahead, runs):
+        for panel in range(0, PANELS, panels):
+            _sum_rows(
+                sums, to + panel * panel_step, row_step, panel_step,
+                weights, first_weight + panel * _TILE, blocks,
+                x, at, BLOCK, _TILE, ahead + panel * (runs * _RUN - _TILE * weights.itemsize), runs,
+                num_rows, panels, OUTPUTS,
+            )  # fmt: skip
+
+    return sum_rows
+
+
+_sum_1, _sum_2, _sum_4, _sum_many = (_rows_with(n, PANELS if n <= _MOST_OF_BOTH else 1) for n in (1, 2, 4, _MANY))
+
+
+@njit(**EXACT)
+def _rows_of_next(left):
+    """Rows that are summed together when so many are left; the last one may be nobody's."""
+    if left > 4:
+        return _MANY
+    return 4 if left > 2 else left
+
+
 @njit(**EXACT)
 def multiply(
     sums, first_sum, row_step, panel_step, weights, first_weight, blocks, x, first_x, tile, count, row_tiles, fetch
 ):
     """See `octavo.kernels.cpu.products.multiply`."""
+    block_bytes = PANELS * _TILE * weights.itemsize
+    ahead, runs = AHEAD, 0
+    if fetch == 1:
+        passes = 0
+        for half in range(row_tiles):
+            left = min(ROWS, count - half * ROWS)
+            while left > 0:
+                rows = _rows_of_next(left)
+                passes += 1 if rows <= _MOST_OF_BOTH else PANELS
+                left -= rows
+        if passes > 1:  # the next group comes while this one is multiplied, in equal parts for all passes
+            ahead = blocks * block_bytes
+        runs = (block_bytes // _RUN + passes - 1) // passes
     for half in range(row_tiles):
         row, end = 0, min(ROWS, count - half * ROWS)
         while row < end:
+            rows = _rows_of_next(end - row)
             at, to = first_x + half * tile + row * BLOCK, first_sum + (half * ROWS + row) * row_step
-            # Only the first rows wait for the weights; then they are in the cache.
-            ahead = AHEAD if fetch == 1 and half == 0 and row == 0 else 0
-            if end - row >= _FEWEST_OF_MANY:
-                for panel in range(0, PANELS, _PANELS_OF_MANY):
-                    _sum_rows(
-                        sums, to + panel * panel_step, row_step, panel_step,
-                        weights, first_weight + panel * _TILE, blocks,
-                        x, at, BLOCK, _TILE, ahead, _MANY, _PANELS_OF_MANY, OUTPUTS,
-                    )  # fmt: skip
-                    ahead = 0
-                row += _MANY
-            elif end - row == 2:
-                _sum_rows(
-                    sums, to, row_step, panel_step, weights, first_weight, blocks,
-                    x, at, BLOCK, _TILE, ahead, 2, PANELS, OUTPUTS,
-                )  # fmt: skip
-                row += 2
+            if rows == _MANY:
+                _sum_many(sums, to, row_step, panel_step, weights, first_weight, blocks, x, at, ahead, runs)
+            elif rows == 4:
+                _sum_4(sums, to, row_step, panel_step, weights, first_weight, blocks, x, at, ahead, runs)
+            elif rows == 2:
+                _sum_2(sums, to, row_step, panel_step, weights, first_weight, blocks, x, at, ahead, runs)
             else:
-                _sum_rows(
-                    sums, to, row_step, panel_step, weights, first_weight, blocks,
-                    x, at, BLOCK, _TILE, ahead, 1, PANELS, OUTPUTS,
-                )  # fmt: skip
-                row += 1
+                _sum_1(sums, to, row_step, panel_step, weights, first_weight, blocks, x, at, ahead, runs)
+            ahead += runs * _RUN * (1 if rows <= _MOST_OF_BOTH else PANELS)
+            row += rows
 
 
 @njit(**EXACT)
@@ -97,7 +128,7 @@ def multiply_few(sums, first_sum, row_step, weights, first_weight, blocks, x, fi
         for row in range(0, ROWS, _FEW_ROWS):
             _sum_rows(
                 sums, first_sum + (half * ROWS + row) * row_step, row_step, 0, weights, first_weight, blocks,
-                x, first_x + half * tile + row * x_row, x_row, x_block, 0, _FEW_ROWS, 1, _FEW_OUTPUTS,
+                x, first_x + half * tile + row * x_row, x_row, x_block, 0, 0, _FEW_ROWS, 1, _FEW_OUTPUTS,
             )  # fmt: skip
 
 
@@ -204,26 +235,27 @@ def _emit_every_other(builder, x, first):
 @intrinsic(prefer_literal=True)
 def _sum_rows(
     typingctx, sums, first_sum, row_step, panel_step, weights, first_weight, blocks, x, first_x, x_row, x_block,
-    ahead, num_rows, panels, outputs,
+    ahead, runs, num_rows, panels, outputs,
 ):  # fmt: skip
     """Sums of some rows with some panels of weights.
 
     Args:
         x_row, x_block: Numbers from a row of x to the next, and from a block of 32 inputs to the next.
-        ahead: Bytes by which both panels' weights are fetched before they are used; 0 fetches nothing.
+        ahead, runs: For each block of weights, so many runs of memory are fetched that lie so many bytes after it.
         num_rows, panels, outputs: Literals; the outputs are the first of each panel.
     """
     literals = num_rows, panels, outputs
     if not all(isinstance(literal, types.IntegerLiteral) for literal in literals):
         return None
     rows, columns = range(num_rows.literal_value), range(panels.literal_value)
-    words, floats = (ir.VectorType(kind, outputs.literal_value) for kind in (I32, F32))
-    sixteen, upper_half = (ir.Constant(words, [number] * words.count) for number in (16, _UPPER_HALF))
+    floats = ir.VectorType(F32, outputs.literal_value)
+    weight_bytes, x_bytes = (array.dtype.bitwidth // 8 for array in (weights, x))
 
     def codegen(context, builder, signature, args):
         total, weight, first = (emit_address(context, builder, signature, args, i) for i in (0, 4, 7))
+        again = _emit_again(builder, weight)
         row_step, panel_step, row_bytes, block_bytes = (
-            builder.mul(args[i], _INT64(size)) for i, size in ((2, 4), (3, 4), (9, 2), (10, 2))
+            builder.mul(args[i], _INT64(size)) for i, size in ((2, 4), (3, 4), (9, x_bytes), (10, x_bytes))
         )
         zero = ir.Constant(floats, [0.0] * floats.count)
         cells = {(r, j): cgutils.alloca_once_value(builder, zero) for r in rows for j in columns}
@@ -231,33 +263,32 @@ def _sum_rows(
             builder.module, ir.FunctionType(floats, [floats] * 3), f"llvm.fmuladd.v{floats.count}f32"
         )
 
-        def halves(pair):
-            """Both numbers of each word as float32."""
-            return [
-                builder.bitcast(half, floats) for half in (builder.shl(pair, sixteen), builder.and_(pair, upper_half))
-            ]
-
         with cgutils.for_range(builder, args[6]) as loop:
-            weight_block = builder.gep(weight, [builder.mul(loop.index, _INT64(PANELS * 2 * _TILE))])
+            offset = builder.mul(loop.index, _INT64(PANELS * weight_bytes * _TILE))
+            weight_block, *_ = blocks_of_halves = [builder.gep(pointer, [offset]) for pointer in (weight, again)]
             row_block = builder.gep(first, [builder.mul(loop.index, block_bytes)])
-            with builder.if_then(builder.icmp_signed(">", args[11], _INT64(0))):
-                emit_fetch(builder, builder.gep(weight_block, [args[11]]), PANELS * 2 * _TILE)
+            with cgutils.for_range(builder, args[12]) as run:
+                offset = builder.add(args[11], builder.mul(run.index, _INT64(_RUN)))
+                emit_fetch(builder, builder.gep(weight_block, [offset]), _RUN, level=2)
             with cgutils.for_range(builder, _INT64(BLOCK // 2 // _UNROLLED)) as inner:
                 for i in range(_UNROLLED):
                     pair = builder.add(builder.mul(inner.index, _INT64(_UNROLLED)), _INT64(i))
-                    factors = []
-                    for j in columns:
-                        offset = builder.add(builder.mul(pair, _INT64(LINE)), _INT64(j * 2 * _TILE))
-                        pointer = builder.bitcast(builder.gep(weight_block, [offset]), words.as_pointer())
-                        factors.append(halves(builder.load(pointer, align=4)))
-                    for r in rows:
-                        offset = builder.add(builder.mul(row_bytes, _INT64(r)), builder.mul(pair, _INT64(4)))
-                        pointer = builder.bitcast(builder.gep(row_block, [offset]), I32.as_pointer())
-                        numbers = halves(emit_splat(builder, builder.load(pointer, align=2), words.count))
-                        for half, number in enumerate(numbers):
+                    for half in range(2):
+                        factors = []
+                        for j in columns:
+                            offset = builder.mul(pair, _INT64(2 * OUTPUTS * weight_bytes))
+                            offset = builder.add(offset, _INT64(j * weight_bytes * _TILE))
+                            pointer = builder.gep(blocks_of_halves[half], [offset])
+                            factors.append(_emit_weights(builder, weights.dtype, pointer, half, floats))
+                        for r in rows:
+                            offset = builder.add(
+                                builder.mul(row_bytes, _INT64(r)), builder.mul(pair, _INT64(2 * x_bytes))
+                            )
+                            number = _emit_number(builder, x.dtype, builder.gep(row_block, [offset]), half)
+                            number = emit_splat(builder, number, floats.count)
                             for j in columns:
                                 held = builder.load(cells[r, j])
-                                builder.store(builder.call(fused, [number, factors[j][half], held]), cells[r, j])
+                                builder.store(builder.call(fused, [number, factors[j], held]), cells[r, j])
         for (r, j), cell in cells.items():
             offset = builder.add(builder.mul(row_step, _INT64(r)), builder.mul(panel_step, _INT64(j)))
             pointer = builder.bitcast(builder.gep(total, [offset]), floats.as_pointer())
@@ -266,5 +297,38 @@ def _sum_rows(
 
     size = types.intp
     return types.void(
-        sums, size, size, size, weights, size, size, x, size, size, size, size, num_rows, panels, outputs
+        sums, size, size, size, weights, size, size, x, size, size, size, size, size, num_rows, panels, outputs
     ), codegen
+
+
+def _emit_weights(builder, kind, pointer, half, floats):
+    """One of two inputs' numbers for some outputs, as float32; see `octavo.kernels.cpu.packing`."""
+    if kind == types.uint16:
+        words = builder.load(builder.bitcast(pointer, ir.VectorType(I32, floats.count).as_pointer()), align=4)
+        return builder.bitcast(_emit_half(builder, words, half), floats)
+    pointer = builder.gep(pointer, [_INT64(half * OUTPUTS * kind.bitwidth // 8)])
+    stored = ir.VectorType(NUMBERS[kind], floats.count)
+    return emit_widen(builder, kind, builder.load(builder.bitcast(pointer, stored.as_pointer()), align=2), floats.count)
+
+
+def _emit_number(builder, kind, pointer, half):
+    """One of two numbers of a row, as float32."""
+    if kind == types.uint16:  # one load for both
+        word = builder.load(builder.bitcast(pointer, I32.as_pointer()), align=2)
+        return builder.bitcast(_emit_half(builder, word, half), F32)
+    pointer = builder.gep(pointer, [_INT64(half * kind.bitwidth // 8)])
+    return emit_widen(builder, kind, builder.load(builder.bitcast(pointer, NUMBERS[kind].as_pointer()), align=2))
+
+
+def _emit_half(builder, words, half):
+    """The bits of float32 that are one of the two numbers in bfloat16 of each word."""
+    number = _UPPER_HALF if half else 16
+    kind = words.type
+    operand = ir.Constant(kind, [number] * kind.count if isinstance(kind, ir.VectorType) else number)
+    return builder.and_(words, operand) if half else builder.shl(words, operand)
+
+
+def _emit_again(builder, pointer):
+    """The same pointer, which the compiler takes for another: it keeps nothing in registers to load it only once."""
+    function_type = ir.FunctionType(pointer.type, [pointer.type])
+    return builder.asm(function_type, "", "=r,0", [pointer], side_effect=False)

@@ -9,9 +9,10 @@ from __future__ import annotations
 from functools import cache, reduce
 
 from llvmlite import binding, ir
+from numba import types
 from numba.core import cgutils
 
-from octavo.kernels.cpu.bits import F32, I16, I32
+from octavo.kernels.cpu.bits import F16, F32, I16, I32
 from octavo.kernels.cpu.elementary import EXP2, LOG2E, UNDERFLOW
 
 # Sums may be reordered and fused.
@@ -61,6 +62,16 @@ def emit_bfloat(builder, x):
     quiet = filled(0x7FC0, words)  # rounding may carry a NaN's bits away
     kept = builder.select(builder.fcmp_unordered("uno", x, x), quiet, rounded)
     return builder.trunc(kept, ir.VectorType(I16, x.type.count))
+
+
+def emit_narrow(builder, stored_type, x):
+    """float32 rounded to the nearest number of a stored type (`octavo.kernels.cpu.bits`). What is to be stored."""
+    if stored_type == types.uint16:
+        return emit_bfloat(builder, x)
+    if stored_type == types.int16:
+        halves = builder.fptrunc(x, ir.VectorType(F16, x.type.count))
+        return builder.bitcast(halves, ir.VectorType(I16, x.type.count))
+    return x
 
 
 def emit_exp2(builder, x):

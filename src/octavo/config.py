@@ -149,13 +149,13 @@ class ModelConfig:
     dtype: str = option(
         "auto",
         "the type of weights and activations; auto takes the checkpoint's own, bfloat16 for float32 ones, and float32 "
-        "on CPUs that have no instructions for that",
+        "on CPUs that are slow in that",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     quantization: str = option(
         "none",
         "int8 keeps weights in 8 bits with a scale for each output: tokens come up to half faster, prompts take up "
-        "to half as long again, and about one token in twenty is another; for bfloat16 models on CPUs",
+        "to half as long again, and about one token in twenty is another; for models on CPUs",
         choices=("none", "int8"),
     )
     max_model_len: int | None = option(

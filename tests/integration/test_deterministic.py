@@ -47,5 +47,5 @@ def test_nothing_beside_a_request_changes_it(kv_cache_dtype: str) -> None:
 
 
 def test_kernels_that_do_not_guarantee_it_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"--deterministic: the kernels for float32 .* bfloat16 on CPUs"):
-        LLM(deterministic=True, dtype="float32", num_blocks=64)
+    with pytest.raises(ConfigError, match=r"--deterministic: the kernels for bfloat16 .* on CPUs, with .* auto or cpu"):
+        LLM(deterministic=True, dtype="bfloat16", attention_backend="reference", num_blocks=64)

@@ -119,8 +119,8 @@ def test_compiled_functions_say_what_may_be_reordered() -> None:
     [
         (cache_ops, lambda: cache_ops.write_kernel(types.float32, types.float32).py_func),
         (decode, lambda: decode.decode_kernel(types.float32, types.float32, 2, 16).py_func),
-        (linear, lambda: linear._linear_kernel(types.float32).py_func),
-        (stack, lambda: stack._share_of(2, 16, 0, False).__wrapped__),
+        (linear, lambda: linear._linear_kernel(types.float32, types.uint16).py_func),
+        (stack, lambda: stack._share_of(2, 16, 0, np.dtype(np.uint16), False).__wrapped__),
     ],
 )
 def test_compiled_code_is_kept_under_a_key_that_covers_all_its_sources(module: ModuleType, kernel) -> None:

@@ -11,6 +11,7 @@ from numba import njit
 from torch import Tensor
 
 from octavo.kernels.cpu import int8, packing, vector_products, vectors
+from octavo.kernels.cpu.bits import stored
 from octavo.kernels.cpu.linear import PANEL, linear
 from octavo.kernels.cpu.packing import OUTPUTS
 from octavo.kernels.cpu.tiles import BLOCK, ROWS, put_run, tile_rows, tiled_size
@@ -21,18 +22,23 @@ COUNTS = [1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 64, 80, 130]
 SHAPES = [(1, 32), (16, 32), (31, 64), (33, 32), (64, 96), (200, 160), (576, 1536)]
 
 
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
     return linear(x, packing.pack(weight), weight.shape[0], bias, dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("num_rows", COUNTS)
-def test_equals_the_product_in_double_precision(num_rows: int, shape: tuple[int, int]) -> None:
-    x, weight, bias = random(num_rows, shape[1], seed=1), random(*shape, seed=2), random(shape[0], seed=3).float()
+def test_equals_the_product_in_double_precision(num_rows: int, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    x, weight = random(num_rows, shape[1], seed=1, dtype=dtype), random(*shape, seed=2, dtype=dtype)
+    bias = random(shape[0], seed=3).float()
     exact = x.double() @ weight.double().T
     torch.testing.assert_close(product(x, weight).double(), exact, rtol=1e-5, atol=1e-3)
     torch.testing.assert_close(product(x, weight, bias).double(), exact + bias, rtol=1e-5, atol=1e-3)
@@ -106,16 +112,18 @@ def test_a_layer_in_int8_takes_half_the_memory() -> None:
 # ── layers ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("num_rows", [1, 16, 50])
-def test_bfloat16_results_are_the_sums_rounded_once(num_rows: int) -> None:
-    x, weight, bias = random(num_rows, 96), random(70, 96, seed=1), random(70, seed=2).float()
-    rounded = product(x, weight, bias, torch.bfloat16)
-    assert rounded.dtype is torch.bfloat16
-    assert torch.equal(rounded, product(x, weight, bias).bfloat16())
+def test_16_bit_results_are_the_sums_rounded_once(num_rows: int, dtype: torch.dtype) -> None:
+    x, weight, bias = random(num_rows, 96, dtype=dtype), random(70, 96, seed=1, dtype=dtype), random(70, seed=2).float()
+    rounded = product(x, weight, bias, dtype)
+    assert rounded.dtype is dtype
+    assert torch.equal(rounded, product(x, weight, bias).to(dtype))
 
 
-def test_a_row_does_not_depend_on_the_others() -> None:
-    x, weight = random(130, 192), random(100, 192, seed=1)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_row_does_not_depend_on_the_others(dtype: torch.dtype) -> None:
+    x, weight = random(130, 192, dtype=dtype), random(100, 192, seed=1, dtype=dtype)
     together = product(x, weight)
     for num_rows in COUNTS:
         assert torch.equal(product(x[:num_rows], weight), together[:num_rows]), num_rows
@@ -150,15 +158,16 @@ def test_infinities_and_nans_stay_in_their_row() -> None:
 
 def test_inputs_that_fill_no_tile_are_left_to_others() -> None:
     assert not packing.fits(random(10, 48))
-    assert not packing.fits(random(10, 64).float())
+    assert not packing.fits(random(10, 64).double())
     assert Linear(random(10, 48)).layout is not Layout.PANELS
 
 
-def test_a_linear_layer_uses_it() -> None:
-    weight, bias, x = random(50, 64), random(50, seed=1), random(3, 64, seed=2)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_linear_layer_uses_it(dtype: torch.dtype) -> None:
+    weight, bias, x = (random(*size, seed=i, dtype=dtype) for i, size in enumerate([(50, 64), (50,), (3, 64)]))
     layer = Linear(weight, bias)
     assert layer.layout is Layout.PANELS
-    assert torch.equal(layer(x), product(x, weight, bias.float(), torch.bfloat16))
+    assert torch.equal(layer(x), product(x, weight, bias.float(), dtype))
 
 
 def test_logits_are_not_rounded() -> None:
@@ -199,20 +208,25 @@ def multiplied_bytes(sums, numbers, blocks, split, steps, x, count, num_inputs):
 
 
 def words(x: Tensor) -> np.ndarray:
-    return x.contiguous().view(torch.uint16).numpy().reshape(-1)
+    return stored(x.contiguous()).numpy().reshape(-1)
 
 
-def tiled(x: Tensor) -> np.ndarray:
+NANS = {np.uint16: 0x7FC0, np.int16: 0x7E00, np.float32: np.nan}
+
+
+def tiled(x: Tensor, kind: type = np.float32) -> np.ndarray:
     """Rows in tiles; rows that fill up the last ones are NaN."""
-    tiles = np.full(tiled_size(*x.shape), 0x7FC0, np.uint16)
-    tile_rows(tiles, x.view(torch.uint16).numpy())
+    tiles = np.full(tiled_size(*x.shape), NANS[kind], kind)
+    tile_rows(tiles, stored(x).numpy())
     return tiles
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("num_inputs", [32, 96, 576])
 @pytest.mark.parametrize("count", range(1, 33))
-def test_vectors_multiply_any_number_of_rows(count: int, num_inputs: int) -> None:
-    x, weight, sums = random(count, num_inputs), random(32, num_inputs, seed=1), np.empty(2 * PANEL, np.float32)
+def test_vectors_multiply_any_number_of_rows(count: int, num_inputs: int, dtype: torch.dtype) -> None:
+    x, weight = random(count, num_inputs, dtype=dtype), random(32, num_inputs, seed=1, dtype=dtype)
+    sums = np.empty(2 * PANEL, np.float32)
     multiplied(sums, words(packing.pack(weight)), num_inputs // BLOCK, tiled(x), ROWS * num_inputs, count)
     got = torch.from_numpy(sums).view(2, 32, OUTPUTS)[:, :count].transpose(0, 1).reshape(count, 32)
     torch.testing.assert_close(got.double(), x.double() @ weight.double().T, rtol=1e-5, atol=1e-3)
@@ -222,10 +236,15 @@ def test_vectors_multiply_any_number_of_rows(count: int, num_inputs: int) -> Non
         assert torch.equal(torch.from_numpy(alone).view(2, 32, OUTPUTS)[:, 0].reshape(-1), got[row])
 
 
-@pytest.mark.parametrize(("rows", "panels"), [(8, 2), (4, 1)], ids=["32 wide registers", "16"])
-def test_vectors_for_registers_of_any_number(rows: int, panels: int) -> None:
+@pytest.mark.parametrize(("rows", "both"), [(8, 8), (6, 2)], ids=["32 wide registers", "16"])
+def test_vectors_for_registers_of_any_number(rows: int, both: int) -> None:
     source = inspect.getsource(multiply.py_func).partition("\n")[2]
-    names = vars(vector_products) | {"_MANY": rows, "_PANELS_OF_MANY": panels, "_FEWEST_OF_MANY": rows // 2 + 1}
+    names = vars(vector_products) | {"_MANY": rows, "_MOST_OF_BOTH": both}
+    sizes = {"_sum_1": 1, "_sum_2": 2, "_sum_4": 4, "_sum_many": rows}
+    names |= {name: vector_products._rows_with(n, 2 if n <= both else 1) for name, n in sizes.items()}
+    source = inspect.getsource(vector_products._rows_of_next.py_func).partition("\n")[2] + source
+    names["njit"] = njit
+    source = source.replace("def multiply(", "_rows_of_next = njit(_rows_of_next)\n\n\ndef multiply(")
     exec(source, names)
     by = njit(names["multiply"])
 
@@ -243,23 +262,28 @@ def test_vectors_for_registers_of_any_number(rows: int, panels: int) -> None:
         np.testing.assert_array_equal(*kept)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("in_place", [True, False])
-def test_vectors_multiply_rows_wherever_they_lie(in_place: bool) -> None:
-    width, weight = 64, random(32, 64, seed=1)
-    first, second, sums = random(ROWS, width), random(ROWS, width, seed=2), np.empty(32 * 32, np.float32)
+def test_vectors_multiply_rows_wherever_they_lie(in_place: bool, dtype: torch.dtype) -> None:
+    width, weight = 64, random(32, 64, seed=1, dtype=torch.float32)
+    first, second = random(ROWS, width, dtype=dtype), random(ROWS, width, seed=2, dtype=dtype)
+    sums = np.empty(32 * 32, np.float32)
     if in_place:  # the second tile elsewhere
         x, steps = words(torch.cat((first, random(5, width), second))), (21 * width, width, BLOCK)
     else:
-        x, steps = tiled(torch.cat((first, second))), (ROWS * width, BLOCK, ROWS * BLOCK)
+        x, steps = tiled(torch.cat((first, second)), words(first).dtype.type), (ROWS * width, BLOCK, ROWS * BLOCK)
     multiplied_few(sums, words(packing.pack(weight)), width // BLOCK, x, *steps)
     exact = torch.cat((first, second)).double() @ weight[:8].double().T
     got = torch.from_numpy(sums).view(32, 32)[:, :8].double()
     torch.testing.assert_close(got, exact, rtol=1e-5, atol=1e-3)
 
 
+@pytest.mark.parametrize("kind", [np.uint16, np.float32], ids=["bfloat16", "float32"])
 @pytest.mark.parametrize("instruction", [True, False], ids=["one instruction", "plain"])
 @pytest.mark.parametrize("num_inputs", [32, 64, 1504, 4096])
-def test_sums_of_bytes_are_exact(num_inputs: int, instruction: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sums_of_bytes_are_exact(
+    num_inputs: int, instruction: bool, kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not instruction:
         monkeypatch.setattr(vector_products, "_has_pair_products", lambda: False)
         run = njit(multiplied_bytes.py_func)
@@ -274,7 +298,7 @@ def test_sums_of_bytes_are_exact(num_inputs: int, instruction: bool, monkeypatch
         sums, steps = np.empty(int8.NUM_SUMS, np.int32), np.empty(count, np.float32)
         split = np.zeros(int8.split_bytes(count, num_inputs), np.uint8)
         packed = int8.pack(numbers).numpy().reshape(-1)
-        run(sums, packed, blocks, split, steps, tiled(x), count, num_inputs)
+        run(sums, packed, blocks, split, steps, tiled(x, kind), count, num_inputs)
         bytes_of = torch.from_numpy(split).view(blocks, 2, ROWS, 64)[:, :, :count].long()
         fixed = (256 * bytes_of[:, 0].to(torch.int8).long() + bytes_of[:, 1]).transpose(0, 1).reshape(count, -1)
         assert ((fixed[:, :num_inputs] * torch.from_numpy(steps)[:, None] - x.float()).abs() < 1e-3).all()

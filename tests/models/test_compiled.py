@@ -12,10 +12,11 @@ import torch
 from paged import unwritten
 from tiny_models import make_tiny
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from octavo.errors import ConfigError
 from octavo.kernels.attention import PagedBatch
-from octavo.kernels.cpu import int8
+from octavo.kernels.cpu import int8, packing
 from octavo.models import compiled
 from octavo.models.compiled import CompiledLayers
 from octavo.models.decoder import Decoder
@@ -63,11 +64,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pa
     return make
 
 
-def load(folder: Path, *, compiled_layers: bool = True, quantization: str = "none") -> Decoder:
+def load(folder: Path, *, compiled_layers: bool = True, quantization: str = "none", dtype: str = "bfloat16") -> Decoder:
     with pytest.MonkeyPatch.context() as patch:
         if not compiled_layers:
             patch.setattr(compiled, "fits", lambda *_, **__: False)
-        decoder = load_model(folder, dtype="bfloat16", quantization=quantization)
+        decoder = load_model(folder, dtype=dtype, quantization=quantization)
     assert isinstance(decoder._layers, CompiledLayers if compiled_layers else TorchLayers)
     return decoder
 
@@ -145,6 +146,23 @@ def test_is_as_exact_as_operation_by_operation(name: str, models) -> None:
         ours = error(decoder, Cache(decoder, 1).run(prompt(), pieces), model)
         # Rounding alone is about a hundredth; what is computed wrong shows up as tenths.
         assert ours < min(1.2 * theirs, 0.04), (ours, theirs)
+
+
+ROUNDING = {"float32": 2e-5, "float16": 4e-3}
+
+
+# Two, since each is compiled for a minute; `tests/integration/test_greedy_equality.py` has the real model in float32.
+@pytest.mark.parametrize(("name", "dtype"), [("gemma2", "float32"), ("wide-heads", "float16")])
+def test_other_types_are_as_exact_as_their_numbers(name: str, dtype: str, models) -> None:
+    folder, _ = models(name)
+    kind, decoder = getattr(torch, dtype), load(folder, dtype=dtype)
+    exact = AutoModelForCausalLM.from_pretrained(folder, dtype=kind).float()
+    whole = Cache(decoder, 1, kv_dtype=kind).run(prompt(), (LENGTH,))
+    assert error(decoder, whole, exact) < ROUNDING[dtype]
+    for pieces in PIECES.values():
+        for block_size in (BLOCK, 16):
+            cache = Cache(decoder, 1, kv_dtype=kind, block_size=block_size)
+            assert torch.equal(cache.run(prompt(), pieces), whole), (pieces, block_size)
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral-window", "wide-heads"])
@@ -287,12 +305,13 @@ def test_layers_of_a_group_follow_its_own_tables(models) -> None:
         assert torch.equal(hidden, expected[begin:end])
 
 
-def test_what_it_cannot_run_is_left_to_others(models) -> None:
+def test_what_it_cannot_run_is_left_to_others(models, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, _ = models("llama")
-    assert isinstance(load_model(folder, dtype="float32")._layers, TorchLayers)
     assert isinstance(load_model(folder, dtype="bfloat16", attention_backend="reference")._layers, TorchLayers)
-    with pytest.raises(ConfigError, match=r"--quantization int8.*only for bfloat16.*not for this model in float32"):
-        load_model(folder, dtype="float32", quantization="int8")
+    monkeypatch.setattr(packing, "_has_float16", lambda: False)
+    assert isinstance(load_model(folder, dtype="float16")._layers, TorchLayers)
+    with pytest.raises(ConfigError, match=r"--quantization int8.*only on CPUs.*not for this one in float16"):
+        load_model(folder, dtype="float16", quantization="int8")
     with pytest.raises(ConfigError, match="with reference attention"):
         load_model(folder, dtype="bfloat16", attention_backend="reference", quantization="int8")
     with pytest.raises(ConfigError, match="quantization must be none or int8, not 'int4'"):

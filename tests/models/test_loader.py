@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from octavo.errors import ConfigError, UnsupportedModelError
-from octavo.kernels.cpu import amx
+from octavo.kernels.cpu import amx, packing, tile_softmax, tiles
 from octavo.models import processor
+from octavo.models import shape as shapes
 from octavo.models.loader import load_model
 from octavo.models.shape import ModelShape
 
@@ -41,14 +44,30 @@ def test_what_a_processor_has_no_instructions_for_is_float32_unless_asked_for(ch
     assert shape.served_dtype("auto", "cpu") == "float32"
     assert shape.served_dtype("bfloat16", "cpu") == "bfloat16"
     assert shape.served_dtype("auto", "cuda") != "float32"
-    monkeypatch.setattr(processor, "_flags", lambda: frozenset({"avx2", "fma", "avx512_fp16"}))
+    # Vectors of float32 are enough for our own kernels, and not for oneDNN's.
+    monkeypatch.setattr(processor, "_flags", lambda: frozenset({"avx2", "fma", "f16c"}))
+    assert not shape.fits_tiles
+    assert shape.served_dtype("auto", "cpu") == "float32"
+    tiled = replace(shape, hidden_size=64, intermediate_size=96, num_q_heads=4, num_kv_heads=2, head_dim=16)
+    assert tiled.fits_tiles
+    assert tiled.served_dtype("auto", "cpu") == tiled.served_dtype("auto", "cuda")
+    flags = frozenset({"avx512bw", "avx512dq", "avx512vl", "avx512_fp16"})
+    monkeypatch.setattr(processor, "_flags", lambda: flags)
     assert shape.served_dtype("auto", "cpu") == shape.served_dtype("auto", "cuda")
 
 
-def test_what_this_processor_computes_in_is_what_torch_finds():
+def test_what_this_processor_computes_in_is_what_torch_and_our_kernels_find():
     if torch.ops.mkldnn._is_mkldnn_fp16_supported():
-        assert processor.computes_in("float16")
-    assert processor.computes_in("bfloat16") or not amx.is_available()
+        assert processor.computes_in("float16", tiled=False)
+    if amx.is_available():
+        assert processor.computes_in("bfloat16")
+    assert processor.computes_in("float16") <= packing.is_known(torch.float16)
+
+
+def test_what_fits_our_tiles_is_what_their_kernels_take():
+    assert (shapes.TILE_WIDTH, shapes.TILE_ROWS) == (tiles.BLOCK, tiles.ROWS)
+    assert shapes.MOST_SHARING == tile_softmax.TILE_ROWS
+    assert set(shapes.ACTIVATIONS) <= set(tiles.ACTIVATIONS)
 
 
 @pytest.mark.parametrize("option", ["int8", "double"])

@@ -17,7 +17,7 @@ from octavo.engine.doctor import compute
 from octavo.engine.doctor.compute import Question, answer, examine_compute
 from octavo.engine.doctor.finding import Finding
 from octavo.engine.machine import Rates
-from octavo.kernels.cpu import amx
+from octavo.kernels.cpu import amx, packing
 from octavo.models import processor, shape
 
 
@@ -69,20 +69,25 @@ def test_without_amx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_has_no_compiled_call(folder: str) -> None:
-    layers = found(folder, dtype="float32")["layers"]
-    assert layers.text == "float32, operation by operation: one compiled call takes bfloat16"
-    assert found(folder)["layers"].text == "bfloat16, operation by operation: the model does not fit our tiles"
+    for dtype in ("float32", "bfloat16"):
+        text = f"{dtype}, operation by operation: the compiled call takes models with widths that are multiples of 32"
+        assert found(folder, dtype=dtype)["layers"].text.startswith(text)
     for option, flag in (({"deterministic": True}, "--deterministic"), ({"quantization": "int8"}, "--quantization")):
         refused = found(folder, dtype="float32", **option)["layers"]
         assert (refused.state, refused.text.startswith(flag)) == ("problem", True)
 
 
 def test_without_vectors(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processor, "computes_in", lambda dtype: False)
-    monkeypatch.setattr(shape, "computes_in", lambda dtype: False)
-    layers = found(folder)["layers"]
-    assert layers.values == {"dtype": "float32", "compiled": False}
-    assert layers.text.endswith("the processor has no vector instructions for more")
+    monkeypatch.setattr(shape, "computes_in", lambda dtype, *, tiled: False)
+    assert found(folder)["layers"].values == {"dtype": "float32", "compiled": False}
+
+
+def test_without_instructions_for_a_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_tiny(tmp_path, "Llama", hidden_size=64, intermediate_size=96)
+    monkeypatch.setattr(packing, "_has_float16", lambda: False)
+    layers = found(str(tmp_path), dtype="float16")["layers"]
+    assert layers.text == "float16, operation by operation: the processor has no vectors of float16"
+    assert found(str(tmp_path), dtype="float32")["layers"].text == "float32, all in one compiled call, in vectors"
 
 
 def test_options_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
