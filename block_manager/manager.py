@@ -306,7 +306,7 @@ class BlockManager:
             self._promote(row, match, tokens)
         if self.prefix_caching:
             self.prefix_queries += len(tokens)
-            for tier, hits in self.hits(match).items():
+            for tier, hits in self.hits(match).items() if match.num_tokens else ():
                 self.prefix_hits[tier] += hits
 
     def _promote(self, row: int, match: PrefixMatch, tokens: Tokens) -> None:

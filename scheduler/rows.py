@@ -131,7 +131,7 @@ class Rows:
         row = self._free.pop()
         self.available -= 1
         request, sampling, tokens = sequence.request, sequence.request.sampling, sequence.tokens
-        length, num_prompt = len(tokens), len(request.prompt)
+        length, num_prompt, chooses = len(tokens), len(request.prompt), sampling.chooses
         self.token_ids[row, :length] = tokens
         self._records[row] = (  # in the order of `_RECORD`
             length,
@@ -153,7 +153,7 @@ class Rows:
             POOLINGS.index(sampling.pooling),
             sequence.stream,
             (request.seed + sequence.index * SIBLING_SEED_STEP) % _TWO_TO_64,
-            sampling.chooses,
+            chooses,
             sequence.index == 0 and request.unforked > 0,
             not sampling.ignore_eos,
             bool(sampling.stop_token_ids),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -223,8 +223,11 @@ class SamplingParams:
         return bool(self.logit_bias or self.allowed_token_ids or self.bad_words)
 
     @property
-    def token_ids(self) -> Iterator[tuple[str, int]]:
+    def token_ids(self) -> Iterable[tuple[str, int]]:
         """Every token id among the parameters, with the parameter's name."""
+        return self._named_token_ids() if self.stop_token_ids or self.edits_logits else ()
+
+    def _named_token_ids(self) -> Iterator[tuple[str, int]]:
         yield from (("stop_token_ids", token) for token in self.stop_token_ids)
         yield from (("logit_bias", token) for token, _ in self.logit_bias)
         yield from (("allowed_token_ids", token) for token in self.allowed_token_ids)

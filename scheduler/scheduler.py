@@ -171,12 +171,13 @@ class Scheduler:
         limit = check_length(len(tokens), sampling, largest=self._largest(len(tokens), sampling, owner))
         if pin_ttl is not None:
             self.pinning.check_ttl(pin_ttl)
-        if self.num_waiting >= self.config.max_waiting:
-            raise QueueFullError(f"{self.num_waiting} sequences are waiting already, the most this server allows")
+        ahead = self.num_waiting
+        if ahead >= self.config.max_waiting:
+            raise QueueFullError(f"{ahead} sequences are waiting already, the most this server allows")
         assert key not in self.state.requests, f"request {key} exists already"
         now = self.state.clock()
         history = History(key, owner.name, len(tokens), now)
-        history.add(now, EventKind.QUEUED, 0, {"prompt_tokens": len(tokens), "ahead": self.num_waiting})
+        history.add(now, EventKind.QUEUED, 0, {"prompt_tokens": len(tokens), "ahead": ahead})
         request = Request(
             key=key,
             number=self._arrivals,
