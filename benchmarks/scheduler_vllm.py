@@ -134,4 +134,6 @@ def describe(subject: VllmScheduler) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    # Or transformers would take `benchmarks/kernels.py` for the package "kernels", which it looks for.
+    del sys.path[0]
     sys.exit(run_peer(prepare, describe))
