@@ -3,10 +3,11 @@
 Whatever is multiplied with weights is kept the way the tile product reads it, so that no product has to rearrange its
 input. Tiles of 16 rows lie one after the other, each cut into blocks of 32 numbers:
 
-    tile t     block 0: [ row 16t: numbers 0 … 31 ][ row 16t + 1: 0 … 31 ] … 16 of them, 1 KiB in a row
+    tile t     block 0: [ row 16t: numbers 0 … 31 ][ row 16t + 1: 0 … 31 ] … 16 of them in a row
                block 1: [ row 16t: 32 … 63 ] …
 
-Rows are computed in float32 and rounded to bfloat16 once, where they enter a tile.
+Rows are computed in float32. Where they enter a tile they get the type that products want, and are rounded to bfloat16
+if that is it (`octavo.kernels.cpu.products.type_of_rows`).
 """
 
 from __future__ import annotations
