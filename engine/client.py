@@ -62,7 +62,7 @@ AnswerT = TypeVar("AnswerT", IntegrityReport, PinReport, LiveView, BlockView, St
 
 log = logging.getLogger(__name__)
 
-# Heartbeats come five times a second. Seconds without one make the engine "silent", which only costs readiness;
+# Heartbeats come five times a second. A second without one makes the engine "silent", which only costs readiness;
 # `octavo.engine.connection` gives up on it much later, since a machine that swaps or sleeps recovers by itself.
 SILENT_AFTER = 1.0
 STALLED_AFTER = 60.0

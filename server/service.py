@@ -87,10 +87,12 @@ class Service:
         """What the engine serves.
 
         Raises:
-            EngineUnavailableError: The server is stopping, or its engine is not ready.
+            EngineUnavailableError: The server is stopping, or its engine is not up.
         """
         self.lifecycle.check_accepting()
-        if not self.client.ready:
+        # A silent engine nearly always comes back, from a pause of the whole machine for instance; if not, it is killed
+        # soon, and whoever waits for it is told so.
+        if self.client.status not in ("ready", "silent"):
             raise EngineUnavailableError(f"the engine is not ready: {self.client.status}", retry_after=2.0)
         return self.client.info
 

@@ -7,10 +7,6 @@ compiled, so one source serves all three dtypes.
 
 from __future__ import annotations
 
-from pathlib import Path
-from types import ModuleType
-from zlib import crc32
-
 import torch
 from llvmlite import ir
 from numba import types
@@ -30,12 +26,6 @@ NUMBERS = {types.float32: F32, types.uint16: I16, types.int16: I16, types.int8: 
 def stored(x: Tensor) -> Tensor:
     """The tensor as kernels see it; shares memory."""
     return x.view(STORAGE[x.dtype])
-
-
-def source_key(*modules: ModuleType) -> int:
-    """Changes with the modules' source. Captured by a kernel, it makes numba's cache on disk notice changes to what the
-    kernel inlines; by itself the cache looks at the kernel's own file only."""
-    return crc32(b"".join(Path(str(module.__file__)).read_bytes() for module in modules))
 
 
 def emit_widen(builder, stored_type, value, lanes=None):

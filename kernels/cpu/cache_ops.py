@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from functools import cache
 
-from numba import njit, types
+from numba import types
 
-from octavo.kernels import kv_rows as layout
-from octavo.kernels.cpu import bits, elementary, kv_rows
-from octavo.kernels.cpu.bits import source_key
+from octavo.kernels.cpu.disk_cache import kept
 from octavo.kernels.cpu.elementary import EXACT
 from octavo.kernels.cpu.kv_rows import put_row
 
 
 @cache
-def write_kernel(stored: types.Type, kept: types.Type):
+def write_kernel(stored: types.Type, cached: types.Type):
     """The kernel for one dtype.
 
     Args:
-        stored: numba's type of an element of k and v: see `octavo.kernels.cpu.bits`. kept: of the cache's.
+        stored: numba's type of an element of k and v: see `octavo.kernels.cpu.bits`. cached: of the cache's.
 
     Returns:
         ``write(k, v, kv, slot_mapping)``, which scatters k and v [num_tokens, num_kv_heads, head_dim] to their
@@ -26,12 +24,10 @@ def write_kernel(stored: types.Type, kept: types.Type):
     """
     # Rows are contiguous, whatever the strides over tokens and heads, but numba's types cannot say so. Compiled for
     # any strides, one kernel serves every caller; a decode step writes too little for the copy's speed to matter.
-    sources = source_key(bits, elementary, kv_rows, layout)
-    heads, cache_ = types.Array(stored, 3, "A"), types.Array(kept, 5, "A")
+    heads, cache_ = types.Array(stored, 3, "A"), types.Array(cached, 5, "A")
 
-    @njit(types.void(heads, heads, cache_, types.int64[:]), nogil=True, cache=True, **EXACT)
+    @kept(types.void(heads, heads, cache_, types.int64[:]), nogil=True, **EXACT)
     def write(k, v, kv, slot_mapping):
-        _ = sources  # part of the key under which numba keeps compiled code
         num_tokens, num_heads = k.shape[:2]
         block_size = kv.shape[3]
         for token in range(num_tokens):

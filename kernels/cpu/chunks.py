@@ -21,14 +21,14 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from octavo.kernels.cpu.elementary import EXACT, FASTMATH, LOG2E, softcapped
+from octavo.kernels.cpu.elementary import EXACT, FAST, LOG2E, softcapped
 from octavo.kernels.cpu.packing import OUTPUTS
 from octavo.kernels.cpu.products import multiply
 from octavo.kernels.cpu.tile_softmax import KEYS, rescale, top_of, weigh
 from octavo.kernels.cpu.tiles import BLOCK, ROWS, blend_run, place, put_run
 
 _ZERO, _ONE, _MINUS_INF = np.float32(0.0), np.float32(1.0), np.float32(-np.inf)
-_compiled = njit(fastmath=FASTMATH, error_model="numpy")
+_compiled = njit(**FAST)
 _exact = njit(**EXACT)
 
 

@@ -16,25 +16,24 @@ from functools import cache
 import numpy as np
 from numba import njit, prange, types
 
-from octavo.kernels import kv_rows as layout
-from octavo.kernels.cpu import bits, elementary, kv_rows, memory, rows, softmax, vectors
-from octavo.kernels.cpu.bits import narrow, source_key, widen
-from octavo.kernels.cpu.elementary import FASTMATH, LOG2E, exp2, softcapped
+from octavo.kernels.cpu.bits import narrow, widen
+from octavo.kernels.cpu.disk_cache import kept
+from octavo.kernels.cpu.elementary import FAST, LOG2E, exp2, softcapped
 from octavo.kernels.cpu.rows import score_run, weigh_run
 from octavo.kernels.cpu.softmax import exponentiate, largest
 
 CHUNK = 256
 
 _ZERO, _ONE, _MINUS_INF = np.float32(0.0), np.float32(1.0), np.float32(-np.inf)
-_compiled = njit(fastmath=FASTMATH, error_model="numpy")
+_compiled = njit(**FAST)
 
 
 @cache
-def decode_kernel(stored: types.Type, kept: types.Type, group: int, head_dim: int):
+def decode_kernel(stored: types.Type, cached: types.Type, group: int, head_dim: int):
     """The kernel for one model; its shape is constant in it, which the vector code of `rows` needs.
 
     Args:
-        stored: numba's type of an element of q: see `octavo.kernels.cpu.bits`. kept: of the cache's.
+        stored: numba's type of an element of q: see `octavo.kernels.cpu.bits`. cached: of the cache's.
         group: Query heads that share a KV head.
         head_dim: Elements of one head.
 
@@ -44,16 +43,13 @@ def decode_kernel(stored: types.Type, kept: types.Type, group: int, head_dim: in
         `octavo.kernels.attention.paged_attention`, where the tables may have more rows than there are sequences.
     """
     # Layout "A" takes any strides, so that one compiled kernel serves every caller.
-    heads, cache_ = types.Array(stored, 3, "A"), types.Array(kept, 5, "A")
+    heads, cache_ = types.Array(stored, 3, "A"), types.Array(cached, 5, "A")
     tables, lengths = types.Array(types.int32, 2, "A"), types.Array(types.int32, 1, "A")
     real, number = types.float32, types.int64
     signature = types.void(heads, heads, cache_, tables, lengths, real, number, real, real[::1], number)
 
-    sources = source_key(bits, elementary, kv_rows, layout, memory, rows, softmax, vectors)
-
-    @njit(signature, parallel=True, fastmath=FASTMATH, error_model="numpy", nogil=True, cache=True)
+    @kept(signature, parallel=True, nogil=True, **FAST)
     def decode(out, q, kv, block_tables, seq_lens, scale, window, softcap, sinks, num_workers):
-        _ = sources  # a captured constant is part of the key under which numba keeps compiled code
         num_seqs, num_kv_heads = q.shape[0], kv.shape[2]
         first_item = _first_items(seq_lens[:num_seqs], window, num_kv_heads)
         partial = np.empty((first_item[num_seqs], group, head_dim), np.float32)

@@ -11,12 +11,12 @@ from functools import cache
 import numba
 import numpy as np
 import torch
-from numba import njit, prange, types
+from numba import prange, types
 from torch import Tensor
 
-from octavo.kernels.cpu import bits, elementary, memory, tiles, vectors
-from octavo.kernels.cpu.bits import NUMBA_TYPES, narrow, source_key, stored, widen
-from octavo.kernels.cpu.elementary import EXACT, FASTMATH, LOG2E, exp2
+from octavo.kernels.cpu.bits import NUMBA_TYPES, narrow, stored, widen
+from octavo.kernels.cpu.disk_cache import kept
+from octavo.kernels.cpu.elementary import EXACT, FAST, LOG2E, exp2
 from octavo.kernels.cpu.tiles import BLOCK, sum_of_squares
 
 # Waking the other threads costs about as much as handling so many numbers.
@@ -76,14 +76,11 @@ def _workers(numbers: int) -> int:
 
 @cache
 def _rms_norm_kernel(number: types.Type, parallel: bool):
-    # Captured, so that they are part of the key under which numba keeps compiled code: `parallel` by itself is not.
-    key = (source_key(bits, elementary, memory, tiles, vectors), parallel)
     signature = types.void(number[:, ::1], types.float32[:, ::1], types.float32[::1], types.float32, types.int64)
 
     # Exact, as a row must not depend on how many there are: the two variants would be vectorised each in its own way.
-    @njit(signature, parallel=parallel, **EXACT, nogil=True, cache=True)
+    @kept(signature, parallel=parallel, nogil=True, **EXACT)
     def kernel(out, x, weight, eps, num_workers):
-        _ = key
         num_rows, width = x.shape
         for worker in prange(num_workers):
             for row in range(num_rows * worker // num_workers, num_rows * (worker + 1) // num_workers):
@@ -99,13 +96,10 @@ def _rms_norm_kernel(number: types.Type, parallel: bool):
 
 @cache
 def _silu_mul_kernel(number: types.Type, parallel: bool):
-    # Captured, so that they are part of the key under which numba keeps compiled code: `parallel` by itself is not.
-    key = (source_key(bits, elementary), parallel)
     signature = types.void(number[:, ::1], number[:, ::1], types.int64)
 
-    @njit(signature, parallel=parallel, fastmath=FASTMATH, error_model="numpy", nogil=True, cache=True)
+    @kept(signature, parallel=parallel, nogil=True, **FAST)
     def kernel(out, gate_up, num_workers):
-        _ = key
         num_rows, width = out.shape
         for worker in prange(num_workers):
             for row in range(num_rows * worker // num_workers, num_rows * (worker + 1) // num_workers):

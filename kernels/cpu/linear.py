@@ -15,21 +15,10 @@ import torch
 from numba import njit, prange, types
 from torch import Tensor
 
-from octavo.kernels.cpu import (
-    amx,
-    bits,
-    elementary,
-    int8,
-    memory,
-    packing,
-    products,
-    team,
-    tiles,
-    vector_products,
-    vectors,
-)
-from octavo.kernels.cpu.bits import NUMBA_TYPES, source_key, stored
-from octavo.kernels.cpu.elementary import EXACT, FASTMATH
+from octavo.kernels.cpu import int8
+from octavo.kernels.cpu.bits import NUMBA_TYPES, stored
+from octavo.kernels.cpu.disk_cache import kept
+from octavo.kernels.cpu.elementary import EXACT, FAST
 from octavo.kernels.cpu.int8 import NUM_SUMS
 from octavo.kernels.cpu.packing import GROUP, OUTPUTS, PANELS
 from octavo.kernels.cpu.products import configure, multiply, multiply_bytes, release, type_of_rows
@@ -100,16 +89,14 @@ def linear(
 
 @cache
 def _linear_kernel(result: types.Type, number: types.Type):
-    key = source_key(amx, bits, elementary, int8, memory, packing, products, team, tiles, vector_products, vectors)
-    chosen, row_type = products.CHOSEN, type_of_rows(np.dtype(str(number))).type
+    row_type = type_of_rows(np.dtype(str(number))).type
     signature = types.void(
         result[:, ::1], types.Array(number, 2, "A"),
         number[::1], types.int8[::1], types.float32[::1], types.float32[::1], types.int64,
     )  # fmt: skip
 
-    @njit(signature, parallel=True, nogil=True, cache=True, **EXACT)
+    @kept(signature, parallel=True, nogil=True, **EXACT)
     def kernel(out, x, words, numbers, scales, bias, num_workers):
-        _ = key, chosen  # parts of the key under which numba keeps compiled code
         num_rows, num_inputs = x.shape
         tiled = np.empty(tiled_size(num_rows, num_inputs), row_type)
         tile_rows(tiled, x)
@@ -165,7 +152,7 @@ def product_with(expect, finish):
         is empty, the latter's scales, and scratch: uint8 [room_bytes], float32 [ROW_BLOCK] and int32 [NUM_SUMS].
     """
 
-    @njit(**EXACT)
+    @kept(**EXACT)
     def product(target, x, num_rows, num_inputs, weights, num_groups, bias, rank, size, sums):
         first, last = share(num_groups, rank, size)
         blocks, tile = num_inputs // BLOCK, ROWS * num_inputs
@@ -210,7 +197,7 @@ def product_with(expect, finish):
     return product
 
 
-_finishing = njit(fastmath=FASTMATH, error_model="numpy")
+_finishing = njit(**FAST)
 
 
 @_finishing

@@ -49,7 +49,7 @@ from octavo.kernels.cpu.elementary import EXACT
 
 _chosen = amx if amx.is_available() else vector_products
 
-CHOSEN = _chosen.__name__  # for keys of compiled code
+CHOSEN = _chosen.__name__  # for the key of compiled code
 
 configure, release, multiply_bytes = _chosen.configure, _chosen.release, _chosen.multiply_bytes
 

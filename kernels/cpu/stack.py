@@ -26,32 +26,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from numba import cfunc, njit, types
+from numba import njit, types
 
 from octavo.config import KV_SCALE_BYTES
-from octavo.kernels import kv_rows as layout
-from octavo.kernels.cpu import (
-    amx,
-    bits,
-    chunks,
-    elementary,
-    int8,
-    kv_rows,
-    linear,
-    memory,
-    packing,
-    products,
-    team,
-    tile_decodes,
-    tile_layout,
-    tile_prompts,
-    tile_softmax,
-    tiles,
-    vector_products,
-    vectors,
-)
-from octavo.kernels.cpu.bits import NUMBA_TYPES, source_key
-from octavo.kernels.cpu.elementary import FASTMATH
+from octavo.kernels.cpu.bits import NUMBA_TYPES
+from octavo.kernels.cpu.disk_cache import kept, kept_callback
+from octavo.kernels.cpu.elementary import FAST
 from octavo.kernels.cpu.int8 import NUM_SUMS, group_bytes
 from octavo.kernels.cpu.kv_rows import put_row
 from octavo.kernels.cpu.linear import PANEL, ROW_BLOCK, add_product, gated_product, room_bytes, store_product
@@ -102,7 +82,7 @@ KV_CACHE, BLOCK_TABLES, SLOTS, NUM_PLACES = range(4)
 _FLOATS = np.empty(0, np.float32)
 _INTS, _LONGS = np.empty(0, np.int32), np.empty(0, np.int64)
 _NUMBERS, _BYTES = np.empty(0, np.int8), np.empty(0, np.uint8)
-_compiled = njit(fastmath=FASTMATH, error_model="numpy")
+_compiled = njit(**FAST)
 
 
 class Stack:
@@ -225,18 +205,11 @@ def _running_total(counts: IntArray) -> IntArray:
 @cache
 def _share_of(group: int, head_dim: int, activation: int, number: np.dtype[Any], int8_kv: bool):  # noqa: PLR0915 - a table of arguments and a list of stages
     """A thread's share of all layers, for models of one shape of heads: a C function of a frame's address."""
-    key = source_key(
-        amx, bits, chunks, elementary, int8, kv_rows, layout, linear, memory, packing, products, team, tile_decodes,
-        tile_layout, tile_prompts, tile_softmax, tiles, vector_products, vectors,
-    )  # fmt: skip
-    chosen = products.CHOSEN
-
     of_rows, of_weights = np.empty(0, type_of_rows(number)), np.empty(0, number)
     stored, row_width = (_NUMBERS, head_dim + KV_SCALE_BYTES) if int8_kv else (of_weights, head_dim)
 
-    @cfunc(types.void(types.int64), nopython=True, fastmath=FASTMATH, error_model="numpy", cache=True)
+    @kept_callback(types.void(types.int64), **FAST)
     def go_through(address):  # noqa: PLR0915
-        _ = key, chosen  # parts of the key under which numba keeps compiled code
         kinds = of_rows, of_weights
         frame = array_at(address, (NUM_ENTRIES,), _LONGS)
         crew = array_at(frame[CREW], (WORDS,), _LONGS)
@@ -374,7 +347,7 @@ def vector_at(address, length):
     return array_at(address, (length if address != 0 else 0,), _FLOATS)
 
 
-@_compiled
+@kept(**FAST)
 def norm_share(normed, x, weight, eps, rank, size):
     """A rank's share of the rows of x, normalised, to tiles."""
     weight = vector_at(weight, x.shape[1])
@@ -383,7 +356,7 @@ def norm_share(normed, x, weight, eps, rank, size):
         norm_row(normed, token, x[token], weight, eps)
 
 
-@_compiled
+@kept(**FAST)
 def place_share(qkv, kv, positions, slots, weights, eps, rank, size):
     """A rank's share of the tokens: norms and rotates query and key heads, and writes K and V to their slots.
 
@@ -411,7 +384,7 @@ def place_share(qkv, kv, positions, slots, weights, eps, rank, size):
                     put_row(kv[slot // block_size, part, head, slot % block_size], source)
 
 
-@_compiled
+@kept(**FAST)
 def add_branch(x, branch, tiled, width, matrix, bias, post_norm, eps, row, crew, rank, size, sums):
     """Adds a branch's last projection to the residual stream, through its norm if it has one; ends with a barrier."""
     num_tokens, hidden = x.shape

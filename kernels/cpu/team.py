@@ -20,6 +20,7 @@ from numba import njit, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from octavo.kernels.cpu.disk_cache import kept
 from octavo.kernels.cpu.elementary import EXACT
 
 # Words of a team, each on a cache line of its own: threads spin on some while others change.
@@ -97,7 +98,7 @@ def caller():
     takes numba some three times as long.
     """
 
-    @njit(types.void(types.int64, types.int64, types.int64), parallel=True, nogil=True, cache=True, **EXACT)
+    @kept(types.void(types.int64, types.int64, types.int64), parallel=True, nogil=True, **EXACT)
     def call_together(function, frame, num_workers):
         for _worker in prange(num_workers):
             _call(function, frame)

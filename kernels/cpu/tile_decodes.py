@@ -18,7 +18,8 @@ from octavo.kernels.cpu.chunks import (
     tile_query,
     weigh_rows,
 )
-from octavo.kernels.cpu.elementary import FASTMATH
+from octavo.kernels.cpu.disk_cache import kept
+from octavo.kernels.cpu.elementary import FAST
 from octavo.kernels.cpu.kv_rows import numbers_of
 from octavo.kernels.cpu.packing import GROUP
 from octavo.kernels.cpu.products import multiply_few
@@ -43,7 +44,7 @@ _FEW = 8
 _NEIGHBOURS = 4
 
 _ZERO, _MINUS_INF = np.float32(0.0), np.float32(-np.inf)
-_compiled = njit(fastmath=FASTMATH, error_model="numpy")
+_compiled = njit(**FAST)
 
 
 def decode_units(block_tables: IntArray, seq_lens: IntArray, block_size: int, group: int) -> tuple[IntArray, IntArray]:
@@ -82,7 +83,7 @@ def decode_units(block_tables: IntArray, seq_lens: IntArray, block_size: int, gr
     return np.stack((seqs, chunk), axis=1).astype(np.int32), np.append(starts, len(seqs)).astype(np.int64)
 
 
-@_compiled
+@kept(**FAST)
 def attend_decodes(
     parts, part_sums, qkv, kv, block_tables, seq_lens, entries, units, first_part, counters, which,
     num_q_heads, scale, window, softcap, desk, kinds, num_workers,
@@ -149,7 +150,9 @@ def attend_decodes(
         for r in range(count):
             owner, chunk = unit_entries[r // group, 0], unit_entries[r // group, 1]
             _put_row(parts[first_part[owner] + chunk, head, r % group], part, r * width)
-            part_sums[first_part[owner] + chunk, head, :, r % group] = of_chunk[:, r]
+            # Number by number: for a slice, numba spends seconds on a message about shapes that do not match.
+            of_part, i = part_sums[first_part[owner] + chunk, head], r % group
+            of_part[0, i], of_part[1, i] = of_chunk[0, r], of_chunk[1, r]
 
 
 @_compiled
@@ -231,7 +234,7 @@ def _score_few(scores, turned, rows, kv, table, head, start, num_keys, q, count,
             scores[r * KEYS + key] = turned[key * TILE_ROWS + r]
 
 
-@_compiled
+@kept(**FAST)
 def merge_decodes(out, parts, part_sums, first_part, num_decodes, head_dim, desk, kinds, rank, size):
     """A rank's share of the decodes: all parts of each query, in order, to its row of tiles."""
     num_kv_heads, group, width = parts.shape[1:]
@@ -241,7 +244,8 @@ def merge_decodes(out, parts, part_sums, first_part, num_decodes, head_dim, desk
         for head in range(num_kv_heads):
             begin_context(sums, total[:group])
             for part in range(first_part[seq], first_part[seq + 1]):
-                of_chunk[:, :group] = part_sums[part, head]
+                for r in range(group):
+                    of_chunk[0, r], of_chunk[1, r] = part_sums[part, head, 0, r], part_sums[part, head, 1, r]
                 merge(total.reshape(-1), sums, parts[part, head].reshape(-1), of_chunk, factors, group, width)
             for r in range(group):
                 column = (head * group + r) * head_dim

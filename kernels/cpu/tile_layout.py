@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from octavo.kernels.cpu.elementary import FASTMATH
+from octavo.kernels.cpu.disk_cache import kept
+from octavo.kernels.cpu.elementary import FAST
 from octavo.kernels.cpu.kv_rows import numbers_of, scale_of
 from octavo.kernels.cpu.packing import GROUP, OUTPUTS
 from octavo.kernels.cpu.team import share
@@ -27,7 +28,7 @@ from octavo.kernels.cpu.tiles import (
 
 _FLOATS, _LONGS = np.empty(0, np.float32), np.empty(0, np.int64)  # for their types
 _ZERO = np.float32(0.0)
-_compiled = njit(fastmath=FASTMATH, error_model="numpy")
+_compiled = njit(**FAST)
 
 
 @_compiled
@@ -82,7 +83,7 @@ def workspace(desk, width, kinds):
     return rows, packed, q, weights, scores, turned, total, part, sums, of_chunk, factors, ranges, row
 
 
-@_compiled
+@kept(**FAST)
 def pack_share(packed, kv, block_tables, seq_lens, cu_query_lens, first_chunk, window, desk, kinds, rank, size):
     """A rank's share of the chunks of K and V that prompts read.
 

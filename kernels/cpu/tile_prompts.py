@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from octavo.kernels.cpu.chunks import begin_context, cap_scores, merge, multiply_rows, store, tile_query, weigh_rows
-from octavo.kernels.cpu.elementary import FASTMATH
+from octavo.kernels.cpu.disk_cache import kept
+from octavo.kernels.cpu.elementary import FAST
 from octavo.kernels.cpu.packing import GROUP
 from octavo.kernels.cpu.team import draw
 from octavo.kernels.cpu.tile_layout import padded_width, workspace
 from octavo.kernels.cpu.tile_softmax import KEYS, TILE_ROWS
 
 
-@njit(fastmath=FASTMATH, error_model="numpy")
+@kept(**FAST)
 def attend_prompts(
     out, qkv, packed, first_chunk, first_item, counters, which,
     seq_lens, cu_query_lens, num_q_heads, num_kv_heads, scale, window, softcap, desk, kinds,

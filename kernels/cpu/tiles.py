@@ -19,7 +19,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from octavo.kernels.cpu.bits import I32, NUMBERS, emit_splat, emit_widen, narrow, widen
-from octavo.kernels.cpu.elementary import EXACT, FASTMATH
+from octavo.kernels.cpu.elementary import EXACT, FAST
 from octavo.kernels.cpu.memory import LINE, emit_address, emit_fetch
 from octavo.kernels.cpu.vectors import FUSED, emit_narrow, emit_reduce, emit_sigmoid, filled
 
@@ -30,7 +30,7 @@ _ONE = np.float32(1.0)
 _GELU_SCALE, _GELU_CUBE = (2.0 / np.pi) ** 0.5, 0.044715
 _HERE = ir.IntType(64)(0)
 _RUN = ir.VectorType(ir.FloatType(), BLOCK)
-_row_wise = njit(fastmath=FASTMATH, error_model="numpy")
+_row_wise = njit(**FAST)
 
 
 @njit(**EXACT)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import ast
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-from numba import njit, types
+from numba import njit
 from numba.core.config import NUMBA_NUM_THREADS
 from paged import Shape, make_problem
 
-from octavo.kernels import kv_rows as layout
-from octavo.kernels.cpu import backend, bits, cache_ops, decode, linear, stack
+from octavo.kernels.cpu import backend, bits, decode
 from octavo.kernels.cpu.bits import narrow, stored, widen
 from octavo.kernels.cpu.elementary import exp2, softcapped
 
@@ -83,47 +80,15 @@ def test_accumulators_that_exceed_the_registers_take_several_passes() -> None:
     torch.testing.assert_close(problem.attend("cpu"), problem.attend("reference"))
 
 
-def inlined_by(module: ModuleType) -> list[ModuleType]:
-    """The modules beside it that its compiled code may come from, by name."""
-    found: dict[str, ModuleType] = {}
-    waiting = [module]
-    while waiting:
-        for node in ast.walk(ast.parse(Path(str(waiting.pop().__file__)).read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module == "octavo.kernels.kv_rows":
-                found["layout"] = layout  # the other module of this name; it inlines nothing
-            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("octavo.kernels.cpu"):
-                package = node.module == "octavo.kernels.cpu"
-                for name in [alias.name for alias in node.names] if package else [str(node.module).rpartition(".")[2]]:
-                    if name not in found:
-                        found[name] = import_module(f"octavo.kernels.cpu.{name}")
-                        waiting.append(found[name])
-    return [found[name] for name in sorted(found) if found[name] is not module]
-
-
 def test_compiled_functions_say_what_may_be_reordered() -> None:
     """Else they are compiled with the flags of whoever happens to call them first, and bits depend on that."""
     silent = []
     for file in sorted(Path(str(bits.__file__)).parent.glob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "njit":
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("njit", "kept", "kept_callback"):
                 said = [ast.unparse(keyword) for keyword in node.keywords]
-                if not {"fastmath=FASTMATH", "**EXACT"} & set(said):
+                if not {"**FAST", "**EXACT", "**options"} & set(said):
                     silent.append(f"{file.name}:{node.lineno}")
             elif isinstance(node, ast.FunctionDef):
                 silent += [f"{file.name}:{node.lineno}" for by in node.decorator_list if ast.unparse(by) == "njit"]
     assert not silent
-
-
-@pytest.mark.parametrize(
-    ("module", "kernel"),
-    [
-        (cache_ops, lambda: cache_ops.write_kernel(types.float32, types.float32).py_func),
-        (decode, lambda: decode.decode_kernel(types.float32, types.float32, 2, 16).py_func),
-        (linear, lambda: linear._linear_kernel(types.float32, types.uint16).py_func),
-        (stack, lambda: stack._share_of(2, 16, 0, np.dtype(np.uint16), False).__wrapped__),
-    ],
-)
-def test_compiled_code_is_kept_under_a_key_that_covers_all_its_sources(module: ModuleType, kernel) -> None:
-    """Else an edited helper would go on running in its old form, out of numba's cache on disk."""
-    captured = [cell.cell_contents for cell in kernel().__closure__]
-    assert bits.source_key(*inlined_by(module)) in captured
