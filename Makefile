@@ -14,8 +14,9 @@ inputs := pyproject.toml constraints.txt
 serve: $(VENV)/.serve
 	@exec $(bin)/octavo serve $(ARGS)
 
+# In the order of their names: by itself pytest-xdist keeps files of few tests for last, and those are the slow ones.
 test: $(VENV)/.test
-	$(bin)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(bin)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.test
 	$(bin)/ruff check .

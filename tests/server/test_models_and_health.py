@@ -43,6 +43,15 @@ async def test_alive_and_ready(http: httpx.AsyncClient, engine: FakeEngine, life
     assert "draining" in (await http.get("/ready")).text
 
 
+@pytest.mark.parametrize(("status", "expected"), [("silent", 200), ("stalled", 503), ("restarting", 503)])
+async def test_silence_alone_costs_no_request(
+    http: httpx.AsyncClient, engine: FakeEngine, status: str, expected: int
+) -> None:
+    engine.status = status
+    assert (await http.get("/ready")).status_code == 503
+    assert (await http.post("/v1/completions", json={"prompt": "a", "max_tokens": 2})).status_code == expected
+
+
 async def test_version(http: httpx.AsyncClient) -> None:
     assert (await http.get("/version")).json()["version"]
 
