@@ -216,9 +216,10 @@ def _pass(weights: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
 
 def _score(logits: Tensor, tokens: Tensor, width: int) -> dict[str, Tensor]:
     """The arrays of `Scores` for the token of each row."""
-    chosen = logits.gather(-1, tokens.unsqueeze(-1))
-    ranks = (logits > chosen).sum(dim=-1, keepdim=True, dtype=torch.int32) + 1
-    found = _logprobs(logits, tokens.unsqueeze(-1)).squeeze(-1), ranks.squeeze(-1), *_likeliest(logits, width)
+    chosen, likeliest = tokens.unsqueeze(-1), _top(logits, width)
+    ranks = (logits > logits.gather(-1, chosen)).sum(dim=-1, dtype=torch.int32) + 1
+    logprobs = _logprobs(logits, torch.cat((chosen, likeliest), dim=-1))
+    found = logprobs[:, 0], ranks, *_widened(likeliest, logprobs[:, 1:], width)
     return dict(zip(_SCORES, found, strict=True))
 
 
@@ -234,13 +235,19 @@ def _logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
 
 def _likeliest(logits: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """The likeliest tokens and their log-probabilities, as in `Sampled`: int32 and float32 ``[num_rows, width]``."""
-    vocab = logits.shape[-1]
-    tokens = _sort_keys(logits).topk(min(width, vocab), dim=-1).indices
-    logprobs = _logprobs(logits, tokens)
-    tokens = tokens.to(torch.int32)
-    if (missing := width - vocab) > 0:
-        return pad(tokens, (0, missing)), pad(logprobs, (0, missing), value=-torch.inf)
-    return tokens, logprobs
+    tokens = _top(logits, width)
+    return _widened(tokens, _logprobs(logits, tokens), width)
+
+
+def _top(logits: Tensor, width: int) -> Tensor:
+    """The likeliest tokens of each row, int64; all of them if there are fewer than ``width``."""
+    return _sort_keys(logits).topk(min(width, logits.shape[-1]), dim=-1).indices
+
+
+def _widened(tokens: Tensor, logprobs: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Tokens, as int32, and log-probabilities, with what a small vocabulary lacks filled up."""
+    missing = width - tokens.shape[-1]
+    return pad(tokens.to(torch.int32), (0, missing)), pad(logprobs, (0, missing), value=-torch.inf)
 
 
 def _sort_keys(logits: Tensor) -> Tensor:
