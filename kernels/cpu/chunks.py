@@ -46,16 +46,12 @@ def tile_query(q, r, query, row, scale):
 
 @_compiled
 def pack_query(q, r, query, row, scale):
-    """A query, in units of log 2, as the weights of one output; ``row`` as for `tile_query`."""
+    """A query, in units of log 2, as the weights of one output, in bfloat16; ``row`` as for `tile_query`."""
     _scale_query(row, query, scale)
     for first in range(0, row.shape[0], BLOCK):
         base = first // BLOCK * (2 * ROWS * BLOCK) + r // OUTPUTS * (ROWS * BLOCK)
         for d in range(0, BLOCK, 2):
-            if q.itemsize == 2:  # bfloat16: pairs of inputs lie beside each other
-                put_run(q, base + d * OUTPUTS + r % OUTPUTS * 2, row, first + d, 2)
-            else:
-                q[base + d * OUTPUTS + r % OUTPUTS] = row[first + d]
-                q[base + (d + 1) * OUTPUTS + r % OUTPUTS] = row[first + d + 1]
+            put_run(q, base + d * OUTPUTS + r % OUTPUTS * 2, row, first + d, 2)
 
 
 @_exact

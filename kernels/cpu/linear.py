@@ -20,7 +20,7 @@ from octavo.kernels.cpu.bits import NUMBA_TYPES, stored
 from octavo.kernels.cpu.disk_cache import kept
 from octavo.kernels.cpu.elementary import EXACT, FAST
 from octavo.kernels.cpu.int8 import NUM_SUMS
-from octavo.kernels.cpu.packing import GROUP, OUTPUTS, PANELS
+from octavo.kernels.cpu.packing import GROUP, OUTPUTS, PANELS, groups_of
 from octavo.kernels.cpu.products import configure, multiply, multiply_bytes, release, type_of_rows
 from octavo.kernels.cpu.team import share
 from octavo.kernels.cpu.tiles import (
@@ -101,14 +101,13 @@ def _linear_kernel(result: types.Type, number: types.Type):
         tiled = np.empty(tiled_size(num_rows, num_inputs), row_type)
         tile_rows(tiled, x)
         flat, width = out.reshape(-1), out.shape[1]
-        groups = (width + GROUP - 1) // GROUP
         for worker in prange(num_workers):
             sums, config = np.empty(2 * ROWS * GROUP, np.float32), np.zeros(64, np.uint8)
             room = np.empty(room_bytes(num_rows, num_inputs) if scales.shape[0] > 0 else 0, np.uint8)
             weights = words, numbers, scales, room, np.empty(ROW_BLOCK, np.float32), np.empty(NUM_SUMS, np.int32)
             configure(config, min(num_rows, ROWS))
             store_product(
-                (flat, width), tiled, num_rows, num_inputs, weights, groups, bias, worker, num_workers, sums
+                (flat, width), tiled, num_rows, num_inputs, weights, groups_of(width), bias, worker, num_workers, sums
             )  # fmt: skip
             release()
 

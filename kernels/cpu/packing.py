@@ -23,13 +23,21 @@ from functools import cache
 
 import torch
 from llvmlite import binding
+from numba import njit
 from torch import Tensor
 
+from octavo.kernels.cpu.elementary import EXACT
 from octavo.kernels.cpu.tiles import BLOCK
 
 OUTPUTS = 16  # of a tile of weights
 PANELS = 2  # tiles of weights that lie side by side
 GROUP = PANELS * OUTPUTS
+
+
+@njit(**EXACT)
+def groups_of(num_outputs):
+    """Groups that so many outputs take."""
+    return (num_outputs + GROUP - 1) // GROUP
 
 
 def fits(weight: Tensor) -> bool:

@@ -21,10 +21,10 @@ Arrays are flat; where each operand begins is counted in numbers.
     row_tiles                 1 or 2; a literal
     fetch                     1 if the weights come from memory and are to be fetched ahead, else 0; a literal
 
-``multiply_few(sums, first_sum, row_step, weights, first_weight, blocks, x, first_x, tile, x_row, x_block)``: the same
-for two whole tiles of rows, which may lie anywhere, as stored, and the first 8 outputs of a group, in the type of rows:
-operands have changed places. ``x_row`` and ``x_block`` are numbers from a row of x to the next, and from a block of 32
-inputs to the next. Nothing is fetched ahead.
+``multiply_few(sums, first_sum, row_step, weights, first_weight, blocks, x, first_x, tile, x_row, x_block)``, of AMX
+alone: the same for two whole tiles of rows, which may lie anywhere, as stored, and the first 8 outputs of a group, in
+the type of rows: operands have changed places. ``x_row`` and ``x_block`` are numbers from a row of x to the next, and
+from a block of 32 inputs to the next. Nothing is fetched ahead.
 
 ``multiply_bytes(sums, numbers, first_weight, blocks, split, first_x, count, fetch)``: sums of the bytes of a tile of
 rows with a group of weights in int8. What counts is 256 · those of high bytes + those of low ones.
@@ -59,25 +59,23 @@ def type_of_rows(number: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.uint16 if _chosen is amx and number == np.uint16 else np.float32)
 
 
+def few_rows(number: np.dtype[Any]) -> int:
+    """Rows up to which a product with weights that would have to be packed for it is cheaper with the operands in each
+    other's places, as `multiply_few` has it; 0 if it never is."""
+    return 8 if type_of_rows(number) == np.uint16 else 0
+
+
 def multiply(
     sums, first_sum, row_step, panel_step, weights, first_weight, blocks, x, first_x, tile, count, row_tiles, fetch
 ):
     """See above."""
 
 
-def multiply_few(sums, first_sum, row_step, weights, first_weight, blocks, x, first_x, tile, x_row, x_block):
-    """See above."""
-
-
-def _for(weights, x):
-    return _chosen if weights.dtype == x.dtype == types.uint16 else vector_products
-
-
 @overload(multiply, prefer_literal=True, jit_options=EXACT)
 def _multiply(
     sums, first_sum, row_step, panel_step, weights, first_weight, blocks, x, first_x, tile, count, row_tiles, fetch
 ):
-    by = _for(weights, x).multiply
+    by = (_chosen if weights.dtype == x.dtype == types.uint16 else vector_products).multiply
 
     def product(
         sums, first_sum, row_step, panel_step, weights, first_weight, blocks, x, first_x, tile, count, row_tiles, fetch
@@ -97,15 +95,5 @@ def _multiply(
             row_tiles,
             fetch,
         )
-
-    return product
-
-
-@overload(multiply_few, jit_options=EXACT)
-def _multiply_few(sums, first_sum, row_step, weights, first_weight, blocks, x, first_x, tile, x_row, x_block):
-    by = _for(weights, x).multiply_few
-
-    def product(sums, first_sum, row_step, weights, first_weight, blocks, x, first_x, tile, x_row, x_block):
-        by(sums, first_sum, row_step, weights, first_weight, blocks, x, first_x, tile, x_row, x_block)
 
     return product

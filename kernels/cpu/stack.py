@@ -35,10 +35,10 @@ from octavo.kernels.cpu.elementary import FAST
 from octavo.kernels.cpu.int8 import NUM_SUMS, group_bytes
 from octavo.kernels.cpu.kv_rows import put_row
 from octavo.kernels.cpu.linear import PANEL, ROW_BLOCK, add_product, gated_product, room_bytes, store_product
-from octavo.kernels.cpu.packing import GROUP
-from octavo.kernels.cpu.products import configure, release, type_of_rows
+from octavo.kernels.cpu.packing import GROUP, groups_of
+from octavo.kernels.cpu.products import configure, few_rows, release, type_of_rows
 from octavo.kernels.cpu.team import WORDS, barrier, caller, join, share
-from octavo.kernels.cpu.tile_decodes import attend_decodes, decode_units, merge_decodes
+from octavo.kernels.cpu.tile_decodes import attend_decodes_with, decode_units, merge_decodes
 from octavo.kernels.cpu.tile_layout import desk_bytes, pack_share, padded_width
 from octavo.kernels.cpu.tile_prompts import attend_prompts
 from octavo.kernels.cpu.tile_softmax import KEYS, TILE_ROWS
@@ -206,6 +206,7 @@ def _running_total(counts: IntArray) -> IntArray:
 def _share_of(group: int, head_dim: int, activation: int, number: np.dtype[Any], int8_kv: bool):  # noqa: PLR0915 - a table of arguments and a list of stages
     """A thread's share of all layers, for models of one shape of heads: a C function of a frame's address."""
     of_rows, of_weights = np.empty(0, type_of_rows(number)), np.empty(0, number)
+    attend_decodes = attend_decodes_with(few_rows(number))
     stored, row_width = (_NUMBERS, head_dim + KV_SCALE_BYTES) if int8_kv else (of_weights, head_dim)
 
     @kept_callback(types.void(types.int64), **FAST)
@@ -313,11 +314,6 @@ def _share_of(group: int, head_dim: int, activation: int, number: np.dtype[Any],
         release()
 
     return go_through
-
-
-@_compiled
-def groups_of(num_outputs):
-    return (num_outputs + GROUP - 1) // GROUP
 
 
 @_compiled

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from octavo.kernels.cpu.amx import multiply_few
 from octavo.kernels.cpu.chunks import (
     begin_context,
     cap_scores,
@@ -21,12 +23,12 @@ from octavo.kernels.cpu.chunks import (
 from octavo.kernels.cpu.disk_cache import kept
 from octavo.kernels.cpu.elementary import FAST
 from octavo.kernels.cpu.kv_rows import numbers_of
-from octavo.kernels.cpu.packing import GROUP
-from octavo.kernels.cpu.products import multiply_few
+from octavo.kernels.cpu.packing import GROUP, groups_of
 from octavo.kernels.cpu.team import draw, share
 from octavo.kernels.cpu.tile_layout import (
     fetch_rows,
     pack_keys,
+    pack_keys_in_place,
     pack_values,
     pack_values_in_place,
     padded_width,
@@ -83,76 +85,83 @@ def decode_units(block_tables: IntArray, seq_lens: IntArray, block_size: int, gr
     return np.stack((seqs, chunk), axis=1).astype(np.int32), np.append(starts, len(seqs)).astype(np.int64)
 
 
-@kept(**FAST)
-def attend_decodes(
-    parts, part_sums, qkv, kv, block_tables, seq_lens, entries, units, first_part, counters, which,
-    num_q_heads, scale, window, softcap, desk, kinds, num_workers,
-):  # fmt: skip
-    """Draws items until none is left; what comes of them is merged by `merge_decodes`.
+@cache
+def attend_decodes_with(few: int):
+    """The stage of decodes, where up to so many rows are scored with the operands in each other's places.
 
-    Args:
-        parts: float32 [num_entries, KV heads, group, padded width].
-        part_sums: float32 [num_entries, KV heads, 2, group].
-        qkv: float32 [num_tokens, heads, head_dim], rotated; decodes come first.
-        entries, units: From `decode_units`.
-        first_part: int64 [num_seqs + 1], where each sequence's chunks have their parts.
-        counters, which: What is left is counted there, from zero.
+    Returns:
+        ``attend(parts, part_sums, qkv, kv, block_tables, seq_lens, entries, units, first_part, counters, which,
+        num_q_heads, scale, window, softcap, desk, kinds, num_workers)``: draws items until none is left; what comes of
+        them is merged by `merge_decodes`.
+
+            parts       float32 [num_entries, KV heads, group, padded width]
+            part_sums   float32 [num_entries, KV heads, 2, group]
+            qkv         float32 [num_tokens, heads, head_dim], rotated; decodes come first
+            entries, units       from `decode_units`
+            first_part           int64 [num_seqs + 1], where each sequence's chunks have their parts
+            counters, which      what is left is counted there, from zero
     """
-    num_kv_heads, head_dim = kv.shape[2], numbers_of(kv)
-    group, width = num_q_heads // num_kv_heads, padded_width(head_dim)
-    rows, packed, q, weights, scores, turned, _, part, _, of_chunk, _, ranges, row = workspace(desk, width, kinds)
-    num_items = (units.shape[0] - 1) * num_kv_heads
-    # Tiles of K are rows of blocks.
-    in_place = kv.itemsize > 1 and kv.shape[3] % ROWS == 0 and width == head_dim
-    at_once = max(1, min(_NEIGHBOURS, num_items // (4 * num_workers)))
-    drawn = draw(counters, which, at_once)
-    following = drawn
-    while following < num_items:
-        item = following
-        following += 1
-        if following == drawn + at_once:
-            drawn = draw(counters, which, at_once)
-            following = drawn
-        unit, head = item // num_kv_heads, item % num_kv_heads
-        unit_entries = entries[units[unit] : units[unit + 1]]
-        count = unit_entries.shape[0] * group
-        seq, start = unit_entries[0, 0], unit_entries[0, 1] * KEYS
-        num_keys = min(KEYS, seq_lens[seq] - start)
-        groups = (num_keys + GROUP - 1) // GROUP
-        if window > 0 and _is_out_of_sight(
-            part_sums, unit_entries, first_part, seq_lens, head, start + num_keys, window
-        ):
-            continue
-        _load_unit(q, row, qkv, unit_entries[:, 0], head * group, group, scale)
-        # Memory is read ahead while the tiles multiply: V, and then what the next item begins with.
-        fetch_rows(kv, 1, block_tables[seq], head, start, num_keys)
-        if count > _FEW or not in_place:
-            tile_rows_of(rows, kv, 0, block_tables[seq], head, start, num_keys, width)
-        if count > _FEW:
-            _score_many(scores, packed, rows, q, width, count, groups)
-        else:
-            _score_few(scores, turned, rows, kv, block_tables[seq], head, start, num_keys, q, count, in_place)
-        if following < num_items:
-            _fetch_keys(kv, block_tables, seq_lens, entries[units[following // num_kv_heads]], following % num_kv_heads)
-        if in_place and num_keys == KEYS:
-            pack_values_in_place(packed, kv, block_tables[seq], head, start)
-        else:
-            tile_rows_of(rows, kv, 1, block_tables[seq], head, start, num_keys, width)
-            pack_values(packed, 0, rows, width)
-        cap_scores(scores, count, softcap)
-        for r in range(count):
-            owner = unit_entries[r // group, 0]
-            ranges[r, 0] = max(seq_lens[owner] - window - start, 0) if window > 0 else 0
-            ranges[r, 1] = num_keys
-        weigh_rows(weights, of_chunk, scores, ranges, count)
-        for d in range(width // GROUP):
-            multiply_rows(part, d * GROUP, width, packed, d * KEYS * GROUP, groups * GROUP, weights, KEYS, count)
-        for r in range(count):
-            owner, chunk = unit_entries[r // group, 0], unit_entries[r // group, 1]
-            _put_row(parts[first_part[owner] + chunk, head, r % group], part, r * width)
-            # Number by number: for a slice, numba spends seconds on a message about shapes that do not match.
-            of_part, i = part_sums[first_part[owner] + chunk, head], r % group
-            of_part[0, i], of_part[1, i] = of_chunk[0, r], of_chunk[1, r]
+    load, score = (_load_either(few), _score_either(few)) if few > 0 else (_load_rows, _score_packed)
+
+    @kept(**FAST)
+    def attend(
+        parts, part_sums, qkv, kv, block_tables, seq_lens, entries, units, first_part, counters, which,
+        num_q_heads, scale, window, softcap, desk, kinds, num_workers,
+    ):  # fmt: skip
+        num_kv_heads, head_dim = kv.shape[2], numbers_of(kv)
+        group, width = num_q_heads // num_kv_heads, padded_width(head_dim)
+        rows, packed, q, weights, scores, turned, _, part, _, of_chunk, _, ranges, row = workspace(desk, width, kinds)
+        num_items = (units.shape[0] - 1) * num_kv_heads
+        # Tiles of K are rows of blocks.
+        in_place = kv.itemsize > 1 and kv.shape[3] % ROWS == 0 and width == head_dim
+        at_once = max(1, min(_NEIGHBOURS, num_items // (4 * num_workers)))
+        drawn = draw(counters, which, at_once)
+        following = drawn
+        while following < num_items:
+            item = following
+            following += 1
+            if following == drawn + at_once:
+                drawn = draw(counters, which, at_once)
+                following = drawn
+            unit, head = item // num_kv_heads, item % num_kv_heads
+            unit_entries = entries[units[unit] : units[unit + 1]]
+            count = unit_entries.shape[0] * group
+            seq, start = unit_entries[0, 0], unit_entries[0, 1] * KEYS
+            num_keys = min(KEYS, seq_lens[seq] - start)
+            if window > 0 and _is_out_of_sight(
+                part_sums, unit_entries, first_part, seq_lens, head, start + num_keys, window
+            ):
+                continue
+            load(q, row, qkv, unit_entries[:, 0], head * group, group, scale)
+            # Memory is read ahead while the tiles multiply: V, and then what the next item begins with.
+            fetch_rows(kv, 1, block_tables[seq], head, start, num_keys)
+            score(scores, packed, turned, rows, kv, block_tables[seq], head, start, num_keys, q, count, in_place)
+            if following < num_items:
+                _fetch_keys(
+                    kv, block_tables, seq_lens, entries[units[following // num_kv_heads]], following % num_kv_heads
+                )
+            if in_place and num_keys == KEYS:
+                pack_values_in_place(packed, kv, block_tables[seq], head, start)
+            else:
+                tile_rows_of(rows, kv, 1, block_tables[seq], head, start, num_keys, width)
+                pack_values(packed, 0, rows, width, num_keys)
+            cap_scores(scores, count, softcap)
+            for r in range(count):
+                owner = unit_entries[r // group, 0]
+                ranges[r, 0] = max(seq_lens[owner] - window - start, 0) if window > 0 else 0
+                ranges[r, 1] = num_keys
+            weigh_rows(weights, of_chunk, scores, ranges, count)
+            num_inputs = groups_of(num_keys) * GROUP
+            for d in range(width // GROUP):
+                multiply_rows(part, d * GROUP, width, packed, d * KEYS * GROUP, num_inputs, weights, KEYS, count)
+            for r in range(count):
+                owner, chunk = unit_entries[r // group, 0], unit_entries[r // group, 1]
+                _put_row(parts[first_part[owner] + chunk, head, r % group], part, r * width)
+                # Number by number: for a slice, numba spends seconds on a message about shapes that do not match.
+                of_part, i = part_sums[first_part[owner] + chunk, head], r % group
+                of_part[0, i], of_part[1, i] = of_chunk[0, r], of_chunk[1, r]
+
+    return attend
 
 
 @_compiled
@@ -181,42 +190,73 @@ def _put_row(target, source, at):
 
 
 @_compiled
-def _load_unit(q, row, qkv, seqs, first_head, group, scale):
-    """The queries of a unit's sequences, as weights if they are few, else as rows of tiles."""
-    count = seqs.shape[0] * group
-    for r in range(count):
-        query = qkv[seqs[r // group], first_head + r % group]
-        if count <= _FEW:
-            pack_query(q, r, query, row, scale)
-        else:
-            tile_query(q, r, query, row, scale)
+def _load_rows(q, row, qkv, seqs, first_head, group, scale):
+    """The queries of a unit's sequences, as rows of tiles."""
+    for r in range(seqs.shape[0] * group):
+        tile_query(q, r, qkv[seqs[r // group], first_head + r % group], row, scale)
+
+
+def _load_either(few):
+    """`_load_rows`, or up to so many of them as weights."""
+
+    @_compiled
+    def load(q, row, qkv, seqs, first_head, group, scale):
+        count = seqs.shape[0] * group
+        if count > few:
+            _load_rows(q, row, qkv, seqs, first_head, group, scale)
+            return
+        for r in range(count):
+            pack_query(q, r, qkv[seqs[r // group], first_head + r % group], row, scale)
+
+    return load
 
 
 @_compiled
-def _score_many(scores, packed, rows, q, width, count, groups):
-    """Scores of many rows: Q Kᵀ, with K laid out as weights.
+def _score_packed(scores, packed, turned, rows, kv, table, head, start, num_keys, q, count, in_place):
+    """Scores of some rows: Q Kᵀ, with K laid out as weights.
 
     Args:
         scores: float32 [32 · KEYS], a row after the other. packed: [KEYS · width], scratch.
-        rows: K as rows of tiles. q: from `tile_query`. groups: of 32 keys.
+        turned, rows: Scratch, see `workspace`.
+        q: From `tile_query`.
+        in_place: Whether tiles of K lie in place, in blocks.
     """
-    pack_keys(packed, 0, rows, width)
-    for g in range(groups):
+    width = padded_width(numbers_of(kv))
+    if in_place and num_keys == KEYS:
+        pack_keys_in_place(packed, kv, table, head, start)
+    else:
+        tile_rows_of(rows, kv, 0, table, head, start, num_keys, width)
+        pack_keys(packed, 0, rows, width, num_keys)
+    for g in range(groups_of(num_keys)):
         multiply_rows(scores, g * GROUP, KEYS, packed, g * GROUP * width, width, q, width, count)
 
 
+def _score_either(few):
+    """`_score_packed`, or `_score_turned` for up to so many rows."""
+
+    @_compiled
+    def score(scores, packed, turned, rows, kv, table, head, start, num_keys, q, count, in_place):
+        if count > few:
+            _score_packed(scores, packed, turned, rows, kv, table, head, start, num_keys, q, count, in_place)
+        else:
+            _score_turned(scores, turned, rows, kv, table, head, start, num_keys, q, count, in_place)
+
+    return score
+
+
 @_compiled
-def _score_few(scores, turned, rows, kv, table, head, start, num_keys, q, count, in_place):
+def _score_turned(scores, turned, rows, kv, table, head, start, num_keys, q, count, in_place):
     """Scores of a few rows, which are the weights here: K Qᵀ, turned round.
 
     Args:
-        scores: As for `_score_many`. turned: float32 [KEYS · 32], a key after the other, scratch.
-        rows: K as rows of tiles, unless tiles of it lie in place, in blocks.
+        scores, rows, in_place: As for `_score_packed`. turned: float32 [KEYS · 32], a key after the other, scratch.
         q: From `pack_query`.
     """
     size, width = kv.shape[3], numbers_of(kv)
     padded = padded_width(width)
     block_step, head_step = 2 * kv.shape[2] * size * width, head * size * width
+    if not in_place:
+        tile_rows_of(rows, kv, 0, table, head, start, num_keys, padded)
     for key in range(0, num_keys, 2 * ROWS):
         to = key * TILE_ROWS
         if in_place:

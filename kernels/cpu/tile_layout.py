@@ -12,7 +12,7 @@ from numba import njit
 from octavo.kernels.cpu.disk_cache import kept
 from octavo.kernels.cpu.elementary import FAST
 from octavo.kernels.cpu.kv_rows import numbers_of, scale_of
-from octavo.kernels.cpu.packing import GROUP, OUTPUTS
+from octavo.kernels.cpu.packing import GROUP, OUTPUTS, groups_of
 from octavo.kernels.cpu.team import share
 from octavo.kernels.cpu.tile_softmax import KEYS, TILE_ROWS
 from octavo.kernels.cpu.tiles import (
@@ -107,24 +107,24 @@ def pack_share(packed, kv, block_tables, seq_lens, cu_query_lens, first_chunk, w
         at = unit * 2 * KEYS * width
         count = min(KEYS, seq_lens[seq] - start)
         tile_rows_of(rows, kv, 0, block_tables[seq], head, start, count, width)
-        pack_keys(packed, at, rows, width)
+        pack_keys(packed, at, rows, width, count)
         tile_rows_of(rows, kv, 1, block_tables[seq], head, start, count, width)
-        pack_values(packed, at + KEYS * width, rows, width)
+        pack_values(packed, at + KEYS * width, rows, width, count)
 
 
 @_compiled
-def pack_keys(packed, at, keys, width):
-    """Keys from `tile_rows_of` as weights: a key is one output."""
-    for tile in range(KEYS // ROWS):
+def pack_keys(packed, at, keys, width, count):
+    """Keys from `tile_rows_of` as weights, as many groups as ``count`` keys take: a key is one output."""
+    for tile in range(2 * groups_of(count)):
         for block in range(width // BLOCK):
             to = at + tile // 2 * GROUP * width + (2 * block + tile % 2) * (ROWS * BLOCK)
-            columns_as_weights(packed, to, keys, (tile * (width // BLOCK) + block) * (ROWS * BLOCK))
+            columns_as_weights(packed, to, keys, (tile * (width // BLOCK) + block) * (ROWS * BLOCK), BLOCK)
 
 
 @_compiled
-def pack_values(packed, at, values, width):
-    """Values from `tile_rows_of` as weights: a value is one input."""
-    for tile in range(KEYS // ROWS):
+def pack_values(packed, at, values, width, count):
+    """Values from `tile_rows_of` as weights, for as many groups as ``count`` keys take: a value is one input."""
+    for tile in range(2 * groups_of(count)):
         for panel in range(width // OUTPUTS):
             to = at + panel // 2 * (KEYS * GROUP) + tile // 2 * (2 * ROWS * BLOCK) + panel % 2 * (ROWS * BLOCK)
             to += tile % 2 * (ROWS // 2 * BLOCK)
@@ -164,6 +164,18 @@ def fetch_rows(kv, part, table, head, start, count):
         run = min(kv.shape[3] - slot, count)
         fetch(kv[np.int64(table[column]), part, head, slot], 0, run * head_bytes)
         column, slot, count = column + 1, 0, count - run
+
+
+@_compiled
+def pack_keys_in_place(packed, kv, table, head, start):
+    """`pack_keys` of a whole chunk, from its blocks, which are of the same type."""
+    size, width = kv.shape[3], kv.shape[4]
+    for tile in range(KEYS // ROWS):
+        position = start + tile * ROWS
+        rows = kv[np.int64(table[position // size]), 0, head, position % size]
+        for block in range(width // BLOCK):
+            to = tile // 2 * GROUP * width + (2 * block + tile % 2) * (ROWS * BLOCK)
+            columns_as_weights(packed, to, rows, block * BLOCK, width)
 
 
 @_compiled

@@ -7,7 +7,7 @@ import numpy as np
 from octavo.kernels.cpu.chunks import begin_context, cap_scores, merge, multiply_rows, store, tile_query, weigh_rows
 from octavo.kernels.cpu.disk_cache import kept
 from octavo.kernels.cpu.elementary import FAST
-from octavo.kernels.cpu.packing import GROUP
+from octavo.kernels.cpu.packing import GROUP, groups_of
 from octavo.kernels.cpu.team import draw
 from octavo.kernels.cpu.tile_layout import padded_width, workspace
 from octavo.kernels.cpu.tile_softmax import KEYS, TILE_ROWS
@@ -53,7 +53,7 @@ def attend_prompts(
         earliest = max(first + 1 - window, 0) if window > 0 else 0
         for chunk in range(earliest // KEYS, last // KEYS + 1):
             at = ((first_chunk[seq] + chunk) * num_kv_heads + head) * 2 * KEYS * width
-            groups = min(KEYS, last + 1 - chunk * KEYS + GROUP - 1) // GROUP
+            groups = groups_of(min(KEYS, last + 1 - chunk * KEYS))
             for g in range(groups):
                 multiply_rows(scores, g * GROUP, KEYS, packed, at + g * GROUP * width, width, q, width, count)
             for r in range(count):

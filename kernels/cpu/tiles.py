@@ -12,6 +12,8 @@ if that is it (`octavo.kernels.cpu.products.type_of_rows`).
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
@@ -21,7 +23,7 @@ from numba.extending import intrinsic
 from octavo.kernels.cpu.bits import I32, NUMBERS, emit_splat, emit_widen, narrow, widen
 from octavo.kernels.cpu.elementary import EXACT, FAST
 from octavo.kernels.cpu.memory import LINE, emit_address, emit_fetch
-from octavo.kernels.cpu.vectors import FUSED, emit_narrow, emit_reduce, emit_sigmoid, filled
+from octavo.kernels.cpu.vectors import FUSED, IS_WIDE, emit_narrow, emit_reduce, emit_sigmoid, filled
 
 # Of a tile of activations.
 ROWS, BLOCK = 16, 32
@@ -308,55 +310,66 @@ def rows_as_weights(typingctx, target, to, source, at, row_step):
 
 
 @intrinsic
-def columns_as_weights(typingctx, target, to, source, at):
-    """A tile of 16 rows of 32 numbers as a tile of weights: a row is an output (`octavo.kernels.cpu.packing`).
+def columns_as_weights(typingctx, target, to, source, at, row_step):
+    """32 numbers of each of 16 rows as a tile of weights: a row is an output (`octavo.kernels.cpu.packing`).
 
     Args:
-        target, source: As stored, contiguous; ``to`` and ``at`` say where the tiles begin.
+        target, source: As stored; ``to`` says where the tile begins, ``at`` where the first row's first number is.
+        row_step: Numbers from a row to the next.
     """
     number = NUMBERS[target.dtype]
-    words_of_row = BLOCK * target.dtype.bitwidth // I32.width
+    number_bytes = target.dtype.bitwidth // 8
 
     def codegen(context, builder, signature, args):
-        row = ir.VectorType(I32, ROWS)
-        target, source = (
-            builder.bitcast(
-                builder.gep(context.make_array(signature.args[i])(context, builder, args[i]).data, [args[i + 1]]),
-                row.as_pointer(),
+        side = ROWS if IS_WIDE else ROWS // 2  # of a square of words that fits the registers
+        index, words = ir.IntType(64), ir.VectorType(I32, side)
+        target, source = (emit_address(context, builder, signature, args, i) for i in (0, 2))
+        row_bytes = builder.mul(args[4], index(number_bytes))
+
+        def load(row, word):
+            offset = builder.add(builder.mul(row_bytes, index(row)), index(4 * word))
+            return builder.load(builder.bitcast(builder.gep(source, [offset]), words.as_pointer()), align=2)
+
+        def store(value, offset):
+            builder.store(
+                value, builder.bitcast(builder.gep(target, [index(offset)]), value.type.as_pointer()), align=2
             )
-            for i in (0, 2)
-        )
-        index = ir.IntType(64)
-        parts = words_of_row // ROWS
-        for part in range(parts):
-            rows = [builder.load(builder.gep(source, [index(r * parts + part)]), align=2) for r in range(ROWS)]
-            for i, turned in enumerate(_emit_transposed(builder, rows)):
-                is_float16 = signature.args[0].dtype == types.int16  # each word holds two inputs
-                stored = _emit_apart(builder, turned, number) if is_float16 else turned
-                builder.store(stored, builder.gep(target, [index(part * ROWS + i)]), align=2)
+
+        for row, word in product(range(0, ROWS, side), range(0, BLOCK * number_bytes // 4, side)):
+            columns = _emit_transposed(builder, [load(row + i, word) for i in range(side)])
+            for i, column in enumerate(columns):
+                begin = 4 * ROWS * (word + i)  # of both inputs that a word holds, or of one
+                if signature.args[0].dtype == types.int16:  # they lie apart
+                    for half, numbers in enumerate(_emit_halves(builder, column, number)):
+                        store(numbers, begin + 2 * (half * ROWS + row))
+                else:
+                    store(column, begin + 4 * row)
         return context.get_dummy_value()
 
-    return types.void(target, types.intp, source, types.intp), codegen
+    return types.void(target, types.intp, source, types.intp, types.intp), codegen
 
 
-def _emit_apart(builder, words, half):
-    """The lower halves of 16 words, and then the upper ones."""
-    halves = builder.bitcast(words, ir.VectorType(half, 2 * ROWS))
-    order = ir.Constant(ir.VectorType(I32, 2 * ROWS), [*range(0, 2 * ROWS, 2), *range(1, 2 * ROWS, 2)])
-    return builder.bitcast(builder.shuffle_vector(halves, halves, order), words.type)
+def _emit_halves(builder, words, half):
+    """The lower halves of words, and the upper ones."""
+    halves = builder.bitcast(words, ir.VectorType(half, 2 * words.type.count))
+    for first in range(2):
+        order = ir.Constant(words.type, list(range(first, 2 * words.type.count, 2)))
+        yield builder.shuffle_vector(halves, halves, order)
 
 
 def _emit_transposed(builder, rows):
-    """16 vectors of 16 words, rows made columns."""
-    rows, lanes = list(rows), range(ROWS)
-    for step in (1, 2, 4, 8):  # swaps the off-diagonal quarters of blocks of 2, 4, 8 and 16
-        upper = [lane if not lane & step else ROWS + (lane ^ step) for lane in lanes]
-        lower = [lane ^ step if not lane & step else ROWS + lane for lane in lanes]
-        masks = [ir.Constant(ir.VectorType(I32, ROWS), order) for order in (upper, lower)]
+    """As many vectors of as many words, rows made columns."""
+    rows, lanes = list(rows), range(len(rows))
+    step = 1
+    while step < len(rows):  # swaps the off-diagonal quarters of blocks of 2, 4, 8 …
+        upper = [lane if not lane & step else len(rows) + (lane ^ step) for lane in lanes]
+        lower = [lane ^ step if not lane & step else len(rows) + lane for lane in lanes]
+        masks = [ir.Constant(ir.VectorType(I32, len(rows)), order) for order in (upper, lower)]
         for r in lanes:
             if not r & step:
                 pair = rows[r], rows[r + step]
                 rows[r], rows[r + step] = (builder.shuffle_vector(*pair, mask) for mask in masks)
+        step *= 2
     return rows
 
 

@@ -28,15 +28,12 @@ from octavo.kernels.cpu.elementary import EXACT
 from octavo.kernels.cpu.memory import AHEAD, LINE, emit_address, emit_fetch
 from octavo.kernels.cpu.packing import OUTPUTS, PANELS
 from octavo.kernels.cpu.tiles import BLOCK, ROWS
+from octavo.kernels.cpu.vectors import IS_WIDE
 
-# 32 registers of 16 numbers, instead of 16 of 8.
-_IS_WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
 # Rows that are computed side by side, at most: as many sums as there are registers for.
-_MANY = 8 if _IS_WIDE else 6
+_MANY = 8 if IS_WIDE else 6
 # Rows up to which both panels of weights are computed at once: with few sums the arithmetic would wait for itself.
-_MOST_OF_BOTH = 8 if _IS_WIDE else 2
-# Where only 8 outputs count.
-_FEW_ROWS, _FEW_OUTPUTS = 8, 8
+_MOST_OF_BOTH = 8 if IS_WIDE else 3
 _UNROLLED = 2  # pairs of inputs
 _RUN = 4 * LINE  # bytes that are fetched at a time
 
@@ -68,14 +65,13 @@ def _rows_with(num_rows, panels):
             _sum_rows(
                 sums, to + panel * panel_step, row_step, panel_step,
                 weights, first_weight + panel * _TILE, blocks,
-                x, at, BLOCK, _TILE, ahead + panel * (runs * _RUN - _TILE * weights.itemsize), runs,
-                num_rows, panels, OUTPUTS,
+                x, at, ahead + panel * (runs * _RUN - _TILE * weights.itemsize), runs, num_rows, panels,
             )  # fmt: skip
 
     return sum_rows
 
 
-_sum_1, _sum_2, _sum_4, _sum_many = (_rows_with(n, PANELS if n <= _MOST_OF_BOTH else 1) for n in (1, 2, 4, _MANY))
+_sum_1, _sum_3, _sum_4, _sum_many = (_rows_with(n, PANELS if n <= _MOST_OF_BOTH else 1) for n in (1, 3, 4, _MANY))
 
 
 @njit(**EXACT)
@@ -83,7 +79,7 @@ def _rows_of_next(left):
     """Rows that are summed together when so many are left; the last one may be nobody's."""
     if left > 4:
         return _MANY
-    return 4 if left > 2 else left
+    return 3 if left == 2 else left
 
 
 @njit(**EXACT)
@@ -113,23 +109,12 @@ def multiply(
                 _sum_many(sums, to, row_step, panel_step, weights, first_weight, blocks, x, at, ahead, runs)
             elif rows == 4:
                 _sum_4(sums, to, row_step, panel_step, weights, first_weight, blocks, x, at, ahead, runs)
-            elif rows == 2:
-                _sum_2(sums, to, row_step, panel_step, weights, first_weight, blocks, x, at, ahead, runs)
+            elif rows == 3:
+                _sum_3(sums, to, row_step, panel_step, weights, first_weight, blocks, x, at, ahead, runs)
             else:
                 _sum_1(sums, to, row_step, panel_step, weights, first_weight, blocks, x, at, ahead, runs)
             ahead += runs * _RUN * (1 if rows <= _MOST_OF_BOTH else PANELS)
             row += rows
-
-
-@njit(**EXACT)
-def multiply_few(sums, first_sum, row_step, weights, first_weight, blocks, x, first_x, tile, x_row, x_block):
-    """See `octavo.kernels.cpu.products.multiply_few`."""
-    for half in range(2):
-        for row in range(0, ROWS, _FEW_ROWS):
-            _sum_rows(
-                sums, first_sum + (half * ROWS + row) * row_step, row_step, 0, weights, first_weight, blocks,
-                x, first_x + half * tile + row * x_row, x_row, x_block, 0, 0, _FEW_ROWS, 1, _FEW_OUTPUTS,
-            )  # fmt: skip
 
 
 @njit(**EXACT)
@@ -234,29 +219,25 @@ def _emit_every_other(builder, x, first):
 
 @intrinsic(prefer_literal=True)
 def _sum_rows(
-    typingctx, sums, first_sum, row_step, panel_step, weights, first_weight, blocks, x, first_x, x_row, x_block,
-    ahead, runs, num_rows, panels, outputs,
+    typingctx, sums, first_sum, row_step, panel_step, weights, first_weight, blocks, x, first_x, ahead, runs,
+    num_rows, panels,
 ):  # fmt: skip
     """Sums of some rows with some panels of weights.
 
     Args:
-        x_row, x_block: Numbers from a row of x to the next, and from a block of 32 inputs to the next.
         ahead, runs: For each block of weights, so many runs of memory are fetched that lie so many bytes after it.
-        num_rows, panels, outputs: Literals; the outputs are the first of each panel.
+        num_rows, panels: Literals.
     """
-    literals = num_rows, panels, outputs
-    if not all(isinstance(literal, types.IntegerLiteral) for literal in literals):
+    if not all(isinstance(literal, types.IntegerLiteral) for literal in (num_rows, panels)):
         return None
     rows, columns = range(num_rows.literal_value), range(panels.literal_value)
-    floats = ir.VectorType(F32, outputs.literal_value)
+    floats = ir.VectorType(F32, OUTPUTS)
     weight_bytes, x_bytes = (array.dtype.bitwidth // 8 for array in (weights, x))
 
     def codegen(context, builder, signature, args):
         total, weight, first = (emit_address(context, builder, signature, args, i) for i in (0, 4, 7))
         again = _emit_again(builder, weight)
-        row_step, panel_step, row_bytes, block_bytes = (
-            builder.mul(args[i], _INT64(size)) for i, size in ((2, 4), (3, 4), (9, x_bytes), (10, x_bytes))
-        )
+        row_step, panel_step = (builder.mul(args[i], _INT64(4)) for i in (2, 3))
         zero = ir.Constant(floats, [0.0] * floats.count)
         cells = {(r, j): cgutils.alloca_once_value(builder, zero) for r in rows for j in columns}
         fused = cgutils.get_or_insert_function(
@@ -266,9 +247,9 @@ def _sum_rows(
         with cgutils.for_range(builder, args[6]) as loop:
             offset = builder.mul(loop.index, _INT64(PANELS * weight_bytes * _TILE))
             weight_block, *_ = blocks_of_halves = [builder.gep(pointer, [offset]) for pointer in (weight, again)]
-            row_block = builder.gep(first, [builder.mul(loop.index, block_bytes)])
-            with cgutils.for_range(builder, args[12]) as run:
-                offset = builder.add(args[11], builder.mul(run.index, _INT64(_RUN)))
+            row_block = builder.gep(first, [builder.mul(loop.index, _INT64(_TILE * x_bytes))])
+            with cgutils.for_range(builder, args[10]) as run:
+                offset = builder.add(args[9], builder.mul(run.index, _INT64(_RUN)))
                 emit_fetch(builder, builder.gep(weight_block, [offset]), _RUN, level=2)
             with cgutils.for_range(builder, _INT64(BLOCK // 2 // _UNROLLED)) as inner:
                 for i in range(_UNROLLED):
@@ -281,9 +262,7 @@ def _sum_rows(
                             pointer = builder.gep(blocks_of_halves[half], [offset])
                             factors.append(_emit_weights(builder, weights.dtype, pointer, half, floats))
                         for r in rows:
-                            offset = builder.add(
-                                builder.mul(row_bytes, _INT64(r)), builder.mul(pair, _INT64(2 * x_bytes))
-                            )
+                            offset = builder.add(_INT64(r * BLOCK * x_bytes), builder.mul(pair, _INT64(2 * x_bytes)))
                             number = _emit_number(builder, x.dtype, builder.gep(row_block, [offset]), half)
                             number = emit_splat(builder, number, floats.count)
                             for j in columns:
@@ -296,9 +275,7 @@ def _sum_rows(
         return context.get_dummy_value()
 
     size = types.intp
-    return types.void(
-        sums, size, size, size, weights, size, size, x, size, size, size, size, size, num_rows, panels, outputs
-    ), codegen
+    return types.void(sums, size, size, size, weights, size, size, x, size, size, size, num_rows, panels), codegen
 
 
 def _emit_weights(builder, kind, pointer, half, floats):

@@ -15,6 +15,8 @@ from numba.core import cgutils
 from octavo.kernels.cpu.bits import F16, F32, I16, I32
 from octavo.kernels.cpu.elementary import EXP2, LOG2E, UNDERFLOW
 
+# 32 registers of 16 numbers, instead of 16 of 8.
+IS_WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
 # Sums may be reordered and fused.
 REORDERED = ("reassoc", "contract", "nsz")
 # Products may be fused with sums, and nothing else changes: numbers are equal to the last bit wherever the code is

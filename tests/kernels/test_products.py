@@ -15,7 +15,7 @@ from octavo.kernels.cpu.bits import stored
 from octavo.kernels.cpu.linear import PANEL, linear
 from octavo.kernels.cpu.packing import OUTPUTS
 from octavo.kernels.cpu.tiles import BLOCK, ROWS, put_run, tile_rows, tiled_size
-from octavo.kernels.cpu.vector_products import multiply, multiply_bytes, multiply_few
+from octavo.kernels.cpu.vector_products import multiply, multiply_bytes
 from octavo.models.layers import Head, Layout, Linear
 
 COUNTS = [1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 64, 80, 130]
@@ -197,11 +197,6 @@ def multiplied(sums, weights, blocks, x, tile, count):
 
 
 @njit
-def multiplied_few(sums, weights, blocks, x, second, x_row, x_block):
-    multiply_few(sums, 0, 32, weights, 0, blocks, x, 0, second, x_row, x_block)
-
-
-@njit
 def multiplied_bytes(sums, numbers, blocks, split, steps, x, count, num_inputs):
     int8.split_rows(split, steps, x, 0, count, num_inputs)
     multiply_bytes(sums, numbers, 0, blocks, split, 0, count, 1)
@@ -236,11 +231,11 @@ def test_vectors_multiply_any_number_of_rows(count: int, num_inputs: int, dtype:
         assert torch.equal(torch.from_numpy(alone).view(2, 32, OUTPUTS)[:, 0].reshape(-1), got[row])
 
 
-@pytest.mark.parametrize(("rows", "both"), [(8, 8), (6, 2)], ids=["32 wide registers", "16"])
+@pytest.mark.parametrize(("rows", "both"), [(8, 8), (6, 3)], ids=["32 wide registers", "16"])
 def test_vectors_for_registers_of_any_number(rows: int, both: int) -> None:
     source = inspect.getsource(multiply.py_func).partition("\n")[2]
     names = vars(vector_products) | {"_MANY": rows, "_MOST_OF_BOTH": both}
-    sizes = {"_sum_1": 1, "_sum_2": 2, "_sum_4": 4, "_sum_many": rows}
+    sizes = {"_sum_1": 1, "_sum_3": 3, "_sum_4": 4, "_sum_many": rows}
     names |= {name: vector_products._rows_with(n, 2 if n <= both else 1) for name, n in sizes.items()}
     source = inspect.getsource(vector_products._rows_of_next.py_func).partition("\n")[2] + source
     names["njit"] = njit
@@ -260,22 +255,6 @@ def test_vectors_for_registers_of_any_number(rows: int, both: int) -> None:
         multiplied(expected, *arguments)
         kept = [array.reshape(2, 32, OUTPUTS)[:, :count] for array in (sums, expected)]
         np.testing.assert_array_equal(*kept)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("in_place", [True, False])
-def test_vectors_multiply_rows_wherever_they_lie(in_place: bool, dtype: torch.dtype) -> None:
-    width, weight = 64, random(32, 64, seed=1, dtype=torch.float32)
-    first, second = random(ROWS, width, dtype=dtype), random(ROWS, width, seed=2, dtype=dtype)
-    sums = np.empty(32 * 32, np.float32)
-    if in_place:  # the second tile elsewhere
-        x, steps = words(torch.cat((first, random(5, width), second))), (21 * width, width, BLOCK)
-    else:
-        x, steps = tiled(torch.cat((first, second)), words(first).dtype.type), (ROWS * width, BLOCK, ROWS * BLOCK)
-    multiplied_few(sums, words(packing.pack(weight)), width // BLOCK, x, *steps)
-    exact = torch.cat((first, second)).double() @ weight[:8].double().T
-    got = torch.from_numpy(sums).view(32, 32)[:, :8].double()
-    torch.testing.assert_close(got, exact, rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", [np.uint16, np.float32], ids=["bfloat16", "float32"])
