@@ -33,7 +33,7 @@ from octavo.kernels.cpu.vectors import IS_WIDE
 # Rows that are computed side by side, at most: as many sums as there are registers for.
 _MANY = 8 if IS_WIDE else 6
 # Rows up to which both panels of weights are computed at once: with few sums the arithmetic would wait for itself.
-_MOST_OF_BOTH = 8 if IS_WIDE else 3
+_MOST_OF_BOTH = 8 if IS_WIDE else 2
 _UNROLLED = 2  # pairs of inputs
 _RUN = 4 * LINE  # bytes that are fetched at a time
 
@@ -71,7 +71,7 @@ def _rows_with(num_rows, panels):
     return sum_rows
 
 
-_sum_1, _sum_3, _sum_4, _sum_many = (_rows_with(n, PANELS if n <= _MOST_OF_BOTH else 1) for n in (1, 3, 4, _MANY))
+_sum_1, _sum_2, _sum_4, _sum_many = (_rows_with(n, PANELS if n <= _MOST_OF_BOTH else 1) for n in (1, 2, 4, _MANY))
 
 
 @njit(**EXACT)
@@ -79,7 +79,7 @@ def _rows_of_next(left):
     """Rows that are summed together when so many are left; the last one may be nobody's."""
     if left > 4:
         return _MANY
-    return 3 if left == 2 else left
+    return 4 if left > 2 else left
 
 
 @njit(**EXACT)
@@ -109,8 +109,8 @@ def multiply(
                 _sum_many(sums, to, row_step, panel_step, weights, first_weight, blocks, x, at, ahead, runs)
             elif rows == 4:
                 _sum_4(sums, to, row_step, panel_step, weights, first_weight, blocks, x, at, ahead, runs)
-            elif rows == 3:
-                _sum_3(sums, to, row_step, panel_step, weights, first_weight, blocks, x, at, ahead, runs)
+            elif rows == 2:
+                _sum_2(sums, to, row_step, panel_step, weights, first_weight, blocks, x, at, ahead, runs)
             else:
                 _sum_1(sums, to, row_step, panel_step, weights, first_weight, blocks, x, at, ahead, runs)
             ahead += runs * _RUN * (1 if rows <= _MOST_OF_BOTH else PANELS)
