@@ -66,7 +66,8 @@ class ModelRunner:
             max_seq_len=3,
         )
         batches = [batch] * shape.num_layers
-        self._decoder.logits(self._decoder.forward(tokens, tokens, self._kv_cache.layers, batches))
+        hidden = self._decoder.forward(tokens, tokens, self._kv_cache.layers, batches)
+        self._sampler.warm_up(self._decoder.logits(hidden))
 
     @torch.inference_mode()
     def measure_transfers(self) -> tuple[TransferTiming, ...]:

@@ -83,12 +83,21 @@ class Sampler:
             told = self._rows.wants_logprobs[rows] | (self._rows.num_logprobs[rows] >= 0)
             own = logits.clone() if told.any() else logits  # log-probabilities are the model's own
             change(logits, self._rows, rows, masks)
-        tokens = logits.argmax(dim=-1)
         sampled = np.flatnonzero((self._rows.temperature[rows] > 0) & (self._rows.beam_width[rows] == 0))
+        if len(sampled) == len(rows):
+            return self._answer(own, logits, self._sample_randomly(logits, rows), rows)
+        tokens = logits.argmax(dim=-1)
         if len(sampled):
             where = torch.from_numpy(sampled).to(logits.device)
-            tokens[where] = self._sample_randomly(logits[where], rows[sampled])
+            tokens[where] = self._sample_randomly(_take(logits, sampled), rows[sampled])
         return self._answer(own, logits, tokens, rows)
+
+    def warm_up(self, logits: Tensor) -> None:
+        """Compiles, or loads, what samples by whole distributions."""
+        if logits.device.type == "cpu":
+            from octavo.kernels.cpu.sampling import sample_rows
+
+            sample_rows(logits, np.ones(len(logits), np.float32), np.zeros(len(logits)))
 
     def _answer(self, own: Tensor, logits: Tensor, tokens: Tensor, rows: npt.NDArray[np.int32]) -> Sampled:
         beam_widths, tops = self._rows.beam_width[rows], self._rows.num_logprobs[rows]
@@ -132,27 +141,38 @@ class Sampler:
         return Scores(int(self._rows.stream[row]), start, *(host[name] for name in _SCORES))
 
     def _sample_randomly(self, logits: Tensor, rows: npt.NDArray[np.int32]) -> Tensor:
+        columns = self._rows
+        truncated = (columns.top_k[rows] > 0) | (columns.top_p[rows] < 1) | (columns.min_p[rows] > 0)
+        tokens = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
+        for subset, sample in ((~truncated, self._sample_all), (truncated, self._sample_truncated)):
+            chosen = np.flatnonzero(subset)
+            if len(chosen):
+                numbers = uniforms(columns.seed[rows[chosen]], columns.num_tokens[rows[chosen]])
+                tokens[torch.from_numpy(chosen).to(tokens.device)] = sample(
+                    _take(logits, chosen), rows[chosen], numbers
+                )
+        return tokens
+
+    def _sample_all(self, logits: Tensor, rows: npt.NDArray[np.int32], numbers: npt.NDArray[np.float64]) -> Tensor:
+        temperatures = self._rows.temperature[rows]
+        if logits.device.type == "cpu":
+            from octavo.kernels.cpu.sampling import sample_rows
+
+            return sample_rows(logits, temperatures, numbers)
+        weights = torch.softmax(logits / _column(temperatures, logits.device), dim=-1)
+        return _invert(weights, _column(numbers, logits.device))
+
+    def _sample_truncated(
+        self, logits: Tensor, rows: npt.NDArray[np.int32], numbers: npt.NDArray[np.float64]
+    ) -> Tensor:
         columns, device = self._rows, logits.device
-        logits = logits / _column(columns.temperature[rows], device)
-        numbers = _column(uniforms(columns.seed[rows], columns.num_tokens[rows]), device)
         truncation = _Truncation(
             _column(columns.top_k[rows].astype(np.int64), device),
             _column(columns.top_p[rows], device),
             _column(columns.min_p[rows], device),
         )
-        truncated = (columns.top_k[rows] > 0) | (columns.top_p[rows] < 1) | (columns.min_p[rows] > 0)
-        tokens = torch.empty(len(rows), dtype=torch.int64, device=device)
-        for subset, sample in ((~truncated, _sample_all), (truncated, _sample_truncated)):
-            chosen = np.flatnonzero(subset)
-            if len(chosen):
-                i = torch.from_numpy(chosen).to(device)
-                part = _Truncation(truncation.top_k[i], truncation.top_p[i], truncation.min_p[i])
-                tokens[i] = sample(logits[i], numbers[i], part)
-        return tokens
-
-
-def _sample_all(logits: Tensor, numbers: Tensor, _: _Truncation) -> Tensor:
-    return _invert(torch.softmax(logits, dim=-1), numbers)
+        scaled = logits / _column(columns.temperature[rows], device)
+        return _sample_truncated(scaled, _column(numbers, device), truncation)
 
 
 def _sample_truncated(logits: Tensor, numbers: Tensor, truncation: _Truncation) -> Tensor:
