@@ -12,8 +12,9 @@ or alone as the last token of its sequence; and whatever is computed beside it. 
     item of decodes   (KV head, chunk, sequences that share it)      their parts are merged when all are there
 
 Prompts have K and V laid out once per layer the way the tile product wants its second operand: K as the weights of a
-layer with a key for each output, V as those of one with a key for each input. A chunk that several decodes share is
-laid out so, too; for a single one the product is turned round, with K as it comes. Scores live in units of log 2.
+layer with a key for each output, V as those of one with a key for each input. A chunk that decodes read is laid out
+so, too, but where AMX multiplies and they are few the product is turned round, with K as it comes. Scores live in units
+of log 2.
 """
 
 from __future__ import annotations
