@@ -6,13 +6,16 @@
 
 numba's own cache looks at the source of a function's own file, but what it keeps contains all that the function
 inlines; and processes that compile two variants of a function at the same time can be left with one of them under both
-names. So the key has all sources of this package in it, and who reads or writes is alone.
+names. So the key has all sources of this package in it, and who reads or writes is alone. Whatever is wrong with a file
+or the disk, code is compiled again; numba's cache would raise.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import inspect
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -31,6 +34,8 @@ from octavo.kernels import kv_rows
 from octavo.kernels.cpu import products
 
 _Function = Callable[..., None]
+
+log = logging.getLogger(__name__)
 
 
 def kept(signature: Any = None, **options: Any) -> Callable[[_Function], Any]:
@@ -82,16 +87,27 @@ class _Cache(FunctionCache):
         return sig, codegen.magic_tuple(), _version(), tuple(self._options), _captured(self._py_func)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        with self._alone():
-            return super().load_overload(sig, target_context)
+        try:
+            with self._alone():
+                return super().load_overload(sig, target_context)
+        except Exception as error:  # of a file that was cut short, unpickling may raise anything
+            log.warning("compiled code in %s cannot be read and is compiled again: %r", self.cache_path, error)
+            with contextlib.suppress(OSError):
+                self.flush()
+            return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        with self._alone():
-            super().save_overload(sig, data)
+        try:
+            with self._alone():
+                super().save_overload(sig, data)
+        except OSError as error:
+            log.warning("compiled code cannot be kept in %s and will be compiled again: %s", self.cache_path, error)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        with Path(self.cache_path, "octavo.lock").open("w") as file:
+        folder = Path(self.cache_path)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "octavo.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 

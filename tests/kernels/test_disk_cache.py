@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import errno
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -117,6 +119,58 @@ def test_callbacks_are_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
     assert [callback.ctypes(21) for callback in (double(), double())] == [42, 42]
     assert double().cache_hits == 1
+
+
+def fresh():
+    @kept(int64(int64), **EXACT)
+    def doubled(x):
+        return 2 * x
+
+    return doubled
+
+
+@pytest.mark.parametrize("kind", ["nbi", "nbc"])
+@pytest.mark.parametrize("content", [b"", b"no pickle"])
+def test_a_damaged_file_is_compiled_again(
+    kind: str, content: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("numba.config.CACHE_DIR", str(tmp_path))
+    fresh()
+    (file,) = tmp_path.rglob(f"*.{kind}")
+    file.write_bytes(content)
+    assert fresh()(21) == 42
+    assert "cannot be read and is compiled again" in caplog.text
+    again = fresh()
+    assert again(21) == 42
+    assert sum(again.stats.cache_hits.values()) == 1
+
+
+def test_a_folder_that_is_gone_is_made_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("numba.config.CACHE_DIR", str(tmp_path))
+
+    @kept(**EXACT)
+    def doubled(x):
+        return 2 * x
+
+    shutil.rmtree(doubled._cache.cache_path)
+    assert doubled(21) == 42
+    assert list(tmp_path.rglob("*.nbc"))
+
+
+def test_a_full_disk_costs_a_compilation(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("numba.config.CACHE_DIR", str(tmp_path))
+
+    def full(self, name, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("numba.core.caching.IndexDataCacheFile._save_data", full)
+    assert fresh()(21) == 42
+    assert "No space left on device" in caplog.text
+    monkeypatch.undo()
+    monkeypatch.setattr("numba.config.CACHE_DIR", str(tmp_path))
+    assert fresh()(21) == 42  # the index names a file that is not there
 
 
 def test_who_reads_or_writes_is_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
