@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from functools import cache
 
-import numba
 import numpy as np
 import torch
 from numba import prange, types
@@ -17,6 +16,7 @@ from torch import Tensor
 from octavo.kernels.cpu.bits import NUMBA_TYPES, narrow, stored, widen
 from octavo.kernels.cpu.disk_cache import kept
 from octavo.kernels.cpu.elementary import EXACT, FAST, LOG2E, exp2
+from octavo.kernels.cpu.team import threads_for
 from octavo.kernels.cpu.tiles import BLOCK, sum_of_squares
 
 # Waking the other threads costs about as much as handling so many numbers.
@@ -38,7 +38,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tenso
         [num_rows, width] of ``dtype``.
     """
     out = torch.empty(x.shape, dtype=dtype)
-    workers = _workers(x.numel())
+    workers = threads_for(x.numel() // _NUMBERS_PER_THREAD)
     kernel = _rms_norm_kernel(NUMBA_TYPES[dtype], workers > 1)
     kernel(stored(out).numpy(), x.numpy(), weight.numpy(), eps, workers)
     return out
@@ -54,7 +54,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
         [num_rows, width] of the same dtype.
     """
     out = torch.empty((gate_up.shape[0], gate_up.shape[1] // 2), dtype=gate_up.dtype)
-    workers = _workers(out.numel())
+    workers = threads_for(out.numel() // _NUMBERS_PER_THREAD)
     kernel = _silu_mul_kernel(NUMBA_TYPES[gate_up.dtype], workers > 1)
     kernel(stored(out).numpy(), stored(gate_up).numpy(), workers)
     return out
@@ -65,13 +65,6 @@ def warm_up(width: int, dtype: torch.dtype) -> None:
     for num_rows in (1, -(-2 * _NUMBERS_PER_THREAD // width)):
         rms_norm(torch.zeros(num_rows, width), torch.ones(width), 1e-6, dtype)
         silu_mul(torch.zeros(num_rows, 2 * width, dtype=dtype))
-
-
-def _workers(numbers: int) -> int:
-    workers = max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, numbers // _NUMBERS_PER_THREAD))
-    if workers > 1:
-        numba.set_num_threads(workers)
-    return workers
 
 
 @cache

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from functools import cache
 
-import numba
 import numpy as np
 import torch
 from numba import njit, prange, types
@@ -22,7 +21,7 @@ from octavo.kernels.cpu.elementary import EXACT, FAST
 from octavo.kernels.cpu.int8 import NUM_SUMS
 from octavo.kernels.cpu.packing import GROUP, OUTPUTS, PANELS, groups_of
 from octavo.kernels.cpu.products import configure, multiply, multiply_bytes, release, type_of_rows
-from octavo.kernels.cpu.team import share
+from octavo.kernels.cpu.team import share, threads_for
 from octavo.kernels.cpu.tiles import (
     BLOCK,
     ROWS,
@@ -49,9 +48,7 @@ _NO_NUMBERS = np.empty(0, np.int8)
 
 def workers_for(num_weights: int) -> int:
     """Threads that are worth waking to multiply with so many weights; numba's next parallel loop will have them."""
-    workers = max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, num_weights // _WEIGHTS_PER_THREAD))
-    numba.set_num_threads(workers)
-    return workers
+    return threads_for(num_weights // _WEIGHTS_PER_THREAD)
 
 
 def linear(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from functools import cache
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from octavo.kernels.cpu.disk_cache import kept
 from octavo.kernels.cpu.elementary import FAST, LOG2E, exp2
+from octavo.kernels.cpu.team import share, threads_for
 
 RUN = 256
 
@@ -36,9 +36,7 @@ def sample_rows(logits: Tensor, temperatures: npt.NDArray[np.float32], numbers: 
         int64 [num_rows]. Logits that are no numbers lead to any token.
     """
     tokens = np.empty(len(logits), dtype=np.int64)
-    workers = max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, len(logits)))
-    numba.set_num_threads(workers)
-    _kernel()(tokens, logits.contiguous().numpy(), temperatures, numbers, workers)
+    _kernel()(tokens, logits.contiguous().numpy(), temperatures, numbers, threads_for(len(logits)))
     return torch.from_numpy(tokens)
 
 
@@ -51,9 +49,9 @@ def _kernel():
     # One variant for any number of threads: two might be vectorised each in its own way.
     @kept(signature, parallel=True, nogil=True, **FAST)
     def kernel(tokens, logits, temperatures, numbers, num_workers):
-        num_rows = logits.shape[0]
         for worker in prange(num_workers):
-            for row in range(num_rows * worker // num_workers, num_rows * (worker + 1) // num_workers):
+            begin, end = share(logits.shape[0], worker, num_workers)
+            for row in range(begin, end):
                 tokens[row] = _sample(logits[row], temperatures[row], numbers[row])
 
     return kernel

@@ -15,6 +15,8 @@ from __future__ import annotations
 import platform
 from functools import cache
 
+import numba
+import torch
 from llvmlite import ir
 from numba import njit, prange, types
 from numba.core import cgutils
@@ -34,6 +36,13 @@ _YIELDS = 10_000
 
 _INT64 = ir.IntType(64)
 _yield = types.ExternalFunction("sched_yield", types.int32())
+
+
+def threads_for(shares: int) -> int:
+    """As many threads as there are, and no more than shares of work; numba's next parallel loop will have them."""
+    threads = max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, shares))
+    numba.set_num_threads(threads)
+    return threads
 
 
 @njit(**EXACT)
