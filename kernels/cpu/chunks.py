@@ -13,8 +13,8 @@ or alone as the last token of its sequence; and whatever is computed beside it. 
 
 Prompts have K and V laid out once per layer the way the tile product wants its second operand: K as the weights of a
 layer with a key for each output, V as those of one with a key for each input. A chunk that decodes read is laid out
-so, too, but where AMX multiplies and they are few the product is turned round, with K as it comes. Scores live in units
-of log 2.
+so, too, with two exceptions: where AMX multiplies and they are few, their scores are turned round, with K as it comes;
+where vectors do, V is summed as it comes (`octavo.kernels.cpu.vector_decodes`). Scores live in units of log 2.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from octavo.kernels.cpu import vector_decodes
 from octavo.kernels.cpu.amx import multiply_few
 from octavo.kernels.cpu.chunks import (
     begin_context,
@@ -26,17 +27,18 @@ from octavo.kernels.cpu.kv_rows import numbers_of
 from octavo.kernels.cpu.packing import GROUP, groups_of
 from octavo.kernels.cpu.team import draw, share
 from octavo.kernels.cpu.tile_layout import (
+    TILES,
+    expect_tiles,
     fetch_rows,
+    find_tiles,
     pack_keys,
-    pack_keys_in_place,
     pack_values,
-    pack_values_in_place,
     padded_width,
-    tile_rows_of,
+    rows_at,
     workspace,
 )
 from octavo.kernels.cpu.tile_softmax import KEYS, TILE_ROWS
-from octavo.kernels.cpu.tiles import BLOCK, ROWS, put_run
+from octavo.kernels.cpu.tiles import BLOCK, ROWS, array_at, fetch, put_run
 
 IntArray = npt.NDArray[np.integer[Any]]
 
@@ -45,6 +47,7 @@ _FEW = 8
 # Items that are drawn together, at most: neighbours often belong to one sequence.
 _NEIGHBOURS = 4
 
+_BYTES = np.empty(0, np.uint8)  # for its type
 _ZERO, _MINUS_INF = np.float32(0.0), np.float32(-np.inf)
 _compiled = njit(**FAST)
 
@@ -87,7 +90,10 @@ def decode_units(block_tables: IntArray, seq_lens: IntArray, block_size: int, gr
 
 @cache
 def attend_decodes_with(few: int):
-    """The stage of decodes, where up to so many rows are scored with the operands in each other's places.
+    """The stage of decodes.
+
+    Args:
+        few: On AMX, rows up to which scores are computed with the operands in each other's places; 0 for vectors.
 
     Returns:
         ``attend(parts, part_sums, qkv, kv, block_tables, seq_lens, entries, units, first_part, counters, which,
@@ -101,7 +107,10 @@ def attend_decodes_with(few: int):
             first_part           int64 [num_seqs + 1], where each sequence's chunks have their parts
             counters, which      what is left is counted there, from zero
     """
-    load, score = (_load_either(few), _score_either(few)) if few > 0 else (_load_rows, _score_packed)
+    load = _load_either(few) if few > 0 else _load_rows
+    score, sum_values = vector_decodes.score, vector_decodes.sum_values
+    if few > 0:
+        score, sum_values = _score_either(few), _sum_packed
 
     @kept(**FAST)
     def attend(
@@ -110,10 +119,11 @@ def attend_decodes_with(few: int):
     ):  # fmt: skip
         num_kv_heads, head_dim = kv.shape[2], numbers_of(kv)
         group, width = num_q_heads // num_kv_heads, padded_width(head_dim)
-        rows, packed, q, weights, scores, turned, _, part, _, of_chunk, _, ranges, row = workspace(desk, width, kinds)
+        rows, packed, q, weights, scores, turned, _, part, _, of_chunk, _, ranges, places, row = workspace(
+            desk, width, kinds
+        )
+        scratch = packed, turned, rows, places
         num_items = (units.shape[0] - 1) * num_kv_heads
-        # Tiles of K are rows of blocks.
-        in_place = kv.itemsize > 1 and kv.shape[3] % ROWS == 0 and width == head_dim
         at_once = max(1, min(_NEIGHBOURS, num_items // (4 * num_workers)))
         drawn = draw(counters, which, at_once)
         following = drawn
@@ -133,27 +143,19 @@ def attend_decodes_with(few: int):
             ):
                 continue
             load(q, row, qkv, unit_entries[:, 0], head * group, group, scale)
-            # Memory is read ahead while the tiles multiply: V, and then what the next item begins with.
-            fetch_rows(kv, 1, block_tables[seq], head, start, num_keys)
-            score(scores, packed, turned, rows, kv, block_tables[seq], head, start, num_keys, q, count, in_place)
-            if following < num_items:
-                _fetch_keys(
-                    kv, block_tables, seq_lens, entries[units[following // num_kv_heads]], following % num_kv_heads
-                )
-            if in_place and num_keys == KEYS:
-                pack_values_in_place(packed, kv, block_tables[seq], head, start)
-            else:
-                tile_rows_of(rows, kv, 1, block_tables[seq], head, start, num_keys, width)
-                pack_values(packed, 0, rows, width, num_keys)
+            # Memory is read ahead in both: V, and then what the next item begins with.
+            score(scores, scratch, kv, block_tables[seq], head, start, num_keys, q, count)
             cap_scores(scores, count, softcap)
             for r in range(count):
                 owner = unit_entries[r // group, 0]
                 ranges[r, 0] = max(seq_lens[owner] - window - start, 0) if window > 0 else 0
                 ranges[r, 1] = num_keys
             weigh_rows(weights, of_chunk, scores, ranges, count)
-            num_inputs = groups_of(num_keys) * GROUP
-            for d in range(width // GROUP):
-                multiply_rows(part, d * GROUP, width, packed, d * KEYS * GROUP, num_inputs, weights, KEYS, count)
+            has_next = following < num_items
+            if has_next:
+                entry = entries[units[following // num_kv_heads]]
+                _expect_keys(places[2], kv, block_tables, seq_lens, entry, following % num_kv_heads)
+            sum_values(part, scratch, kv, block_tables[seq], head, start, num_keys, weights, count, has_next)
             for r in range(count):
                 owner, chunk = unit_entries[r // group, 0], unit_entries[r // group, 1]
                 _put_row(parts[first_part[owner] + chunk, head, r % group], part, r * width)
@@ -177,10 +179,10 @@ def _is_out_of_sight(part_sums, unit_entries, first_part, seq_lens, head, end, w
 
 
 @_compiled
-def _fetch_keys(kv, block_tables, seq_lens, entry, head):
-    """Asks for K of an entry's chunk."""
+def _expect_keys(places, kv, block_tables, seq_lens, entry, head):
+    """Where K of an entry's chunk is."""
     seq, start = entry[0], entry[1] * KEYS
-    fetch_rows(kv, 0, block_tables[seq], head, start, min(KEYS, seq_lens[seq] - start))
+    expect_tiles(places, kv, 0, block_tables[seq], head, start, min(KEYS, seq_lens[seq] - start))
 
 
 @_compiled
@@ -212,21 +214,19 @@ def _load_either(few):
 
 
 @_compiled
-def _score_packed(scores, packed, turned, rows, kv, table, head, start, num_keys, q, count, in_place):
+def _score_packed(scores, scratch, kv, table, head, start, num_keys, q, count):
     """Scores of some rows: Q Kᵀ, with K laid out as weights.
 
     Args:
-        scores: float32 [32 · KEYS], a row after the other. packed: [KEYS · width], scratch.
-        turned, rows: Scratch, see `workspace`.
+        scores: float32 [32 · KEYS], a row after the other.
+        scratch: Of `workspace`: K or V as weights, scores turned round, copies of rows, and places, of which the first
+            are for tiles that are read, and the last say what comes next.
         q: From `tile_query`.
-        in_place: Whether tiles of K lie in place, in blocks.
     """
     width = padded_width(numbers_of(kv))
-    if in_place and num_keys == KEYS:
-        pack_keys_in_place(packed, kv, table, head, start)
-    else:
-        tile_rows_of(rows, kv, 0, table, head, start, num_keys, width)
-        pack_keys(packed, 0, rows, width, num_keys)
+    packed, _, rows, places = scratch
+    find_tiles(places[0], rows, kv, 0, table, head, start, num_keys, width)
+    pack_keys(packed, 0, places[0], width, num_keys)
     for g in range(groups_of(num_keys)):
         multiply_rows(scores, g * GROUP, KEYS, packed, g * GROUP * width, width, q, width, count)
 
@@ -235,50 +235,61 @@ def _score_either(few):
     """`_score_packed`, or `_score_turned` for up to so many rows."""
 
     @_compiled
-    def score(scores, packed, turned, rows, kv, table, head, start, num_keys, q, count, in_place):
+    def score(scores, scratch, kv, table, head, start, num_keys, q, count):
+        fetch_rows(kv, 1, table, head, start, num_keys)
         if count > few:
-            _score_packed(scores, packed, turned, rows, kv, table, head, start, num_keys, q, count, in_place)
+            _score_packed(scores, scratch, kv, table, head, start, num_keys, q, count)
         else:
-            _score_turned(scores, turned, rows, kv, table, head, start, num_keys, q, count, in_place)
+            _score_turned(scores, scratch, kv, table, head, start, num_keys, q, count)
 
     return score
 
 
 @_compiled
-def _score_turned(scores, turned, rows, kv, table, head, start, num_keys, q, count, in_place):
+def _score_turned(scores, scratch, kv, table, head, start, num_keys, q, count):
     """Scores of a few rows, which are the weights here: K Qᵀ, turned round.
 
     Args:
-        scores, rows, in_place: As for `_score_packed`. turned: float32 [KEYS · 32], a key after the other, scratch.
-        q: From `pack_query`.
+        scores, scratch: As for `_score_packed`. q: from `pack_query`.
     """
-    size, width = kv.shape[3], numbers_of(kv)
-    padded = padded_width(width)
-    block_step, head_step = 2 * kv.shape[2] * size * width, head * size * width
-    if not in_place:
-        tile_rows_of(rows, kv, 0, table, head, start, num_keys, padded)
-    for key in range(0, num_keys, 2 * ROWS):
-        to = key * TILE_ROWS
-        if in_place:
-            first, second = start + key, start + min(key + ROWS, num_keys - 1) // ROWS * ROWS
-            at = np.int64(table[first // size]) * block_step + head_step + first % size * width
-            other = np.int64(table[second // size]) * block_step + head_step + second % size * width
-            multiply_few(turned, to, TILE_ROWS, q, 0, width // BLOCK, kv, at, other - at, width, BLOCK)
-        else:
-            multiply_few(
-                turned, to, TILE_ROWS, q, 0, padded // BLOCK, rows, key * padded, ROWS * padded, BLOCK, ROWS * BLOCK
-            )
+    width = padded_width(numbers_of(kv))
+    _, turned, rows, places = scratch
+    find_tiles(places[0], rows, kv, 0, table, head, start, num_keys, width)
+    for pair in range(groups_of(num_keys)):
+        at, other = places[0, 2 * pair], places[0, 2 * pair + 1]
+        to, tile = 2 * pair * ROWS * TILE_ROWS, (other - at) // rows.itemsize
+        multiply_few(turned, to, TILE_ROWS, q, 0, width // BLOCK, rows_at(at, width, rows), 0, tile, width, BLOCK)
     # What is beyond the keys means nothing, and is weighed with nothing.
     for r in range(count):
         for key in range(num_keys):
             scores[r * KEYS + key] = turned[key * TILE_ROWS + r]
 
 
+@_compiled
+def _sum_packed(part, scratch, kv, table, head, start, num_keys, weights, count, has_next):
+    """Sums of values of some rows: P V, with V laid out as weights.
+
+    Args:
+        part: float32 [32 · padded width], a row after the other.
+        scratch: As for `_score_packed`. weights: from `weigh_rows`.
+        has_next: Whether the last places are to be asked for.
+    """
+    width, tile_bytes = padded_width(numbers_of(kv)), ROWS * kv.shape[4] * kv.itemsize
+    packed, _, rows, places = scratch
+    for tile in range(TILES if has_next else 0):
+        fetch(array_at(places[2, tile], (tile_bytes,), _BYTES), 0, tile_bytes)
+    find_tiles(places[0], rows, kv, 1, table, head, start, num_keys, width)
+    pack_values(packed, 0, places[0], width, num_keys)
+    num_inputs = groups_of(num_keys) * GROUP
+    for d in range(width // GROUP):
+        multiply_rows(part, d * GROUP, width, packed, d * KEYS * GROUP, num_inputs, weights, KEYS, count)
+
+
 @kept(**FAST)
 def merge_decodes(out, parts, part_sums, first_part, num_decodes, head_dim, desk, kinds, rank, size):
     """A rank's share of the decodes: all parts of each query, in order, to its row of tiles."""
     num_kv_heads, group, width = parts.shape[1:]
-    _, _, _, _, _, _, total, _, sums, of_chunk, factors, _, _ = workspace(desk, width, kinds)
+    _, _, _, _, _, _, total, _, sums, of_chunk, factors, _, _, _ = workspace(desk, width, kinds)
     begin, end = share(num_decodes, rank, size)
     for seq in range(begin, end):
         for head in range(num_kv_heads):

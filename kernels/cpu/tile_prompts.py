@@ -30,7 +30,7 @@ def attend_prompts(
     """
     head_dim, group = qkv.shape[2], num_q_heads // num_kv_heads
     width = padded_width(head_dim)
-    _, _, q, weights, scores, _, total, part, sums, of_chunk, factors, ranges, row = workspace(desk, width, kinds)
+    _, _, q, weights, scores, _, total, part, sums, of_chunk, factors, ranges, _, row = workspace(desk, width, kinds)
     num_items = first_item[-1]
     while True:
         item = num_items - 1 - draw(counters, which, 1)

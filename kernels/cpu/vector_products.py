@@ -6,8 +6,12 @@ the weights of 16 outputs from 16 words.
 
 Each sum runs over the inputs in their order, whatever the number of rows, so a row's result does not depend on the
 others. Rows are summed six at a time with one panel of weights (12 registers of 8 sums, two of weights, one of the
-number that they are multiplied with), which leaves none to spare: the compiler would keep weights that both inputs of a
-pair come from, and spill sums, were it not told that they are others (`_emit_again`).
+number that they are multiplied with), or three with both panels (12 of sums, one of weights, three of numbers), which
+leaves none to spare: the compiler would keep weights that both inputs of a pair come from, and spill sums, were it not
+told that they are others (`_emit_again`).
+
+The memory system forgets what it is asked for when it has some twenty lines on the way. So weights are asked for line
+by line while those before them are multiplied.
 
 Weights in int8 meet activations in fixed point, of 16 bits (`octavo.kernels.cpu.int8`), which are multiplied whole:
 
@@ -16,7 +20,8 @@ Weights in int8 meet activations in fixed point, of 16 bits (`octavo.kernels.cpu
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
+from itertools import product
 
 from llvmlite import binding, ir
 from numba import njit, types
@@ -25,17 +30,17 @@ from numba.extending import intrinsic
 
 from octavo.kernels.cpu.bits import F32, I16, I32, NUMBERS, emit_splat, emit_widen
 from octavo.kernels.cpu.elementary import EXACT
-from octavo.kernels.cpu.memory import AHEAD, LINE, emit_address, emit_fetch
+from octavo.kernels.cpu.memory import AHEAD, LINE, emit_address, emit_fetch_share
 from octavo.kernels.cpu.packing import OUTPUTS, PANELS
 from octavo.kernels.cpu.tiles import BLOCK, ROWS
 from octavo.kernels.cpu.vectors import IS_WIDE
 
 # Rows that are computed side by side, at most: as many sums as there are registers for.
-_MANY = 8 if IS_WIDE else 6
+MANY = 8 if IS_WIDE else 6
 # Rows up to which both panels of weights are computed at once: with few sums the arithmetic would wait for itself.
-_MOST_OF_BOTH = 8 if IS_WIDE else 2
+MOST_OF_BOTH = 8 if IS_WIDE else 3
 _UNROLLED = 2  # pairs of inputs
-_RUN = 4 * LINE  # bytes that are fetched at a time
+_STEPS = BLOCK // 2 // _UNROLLED  # of a block
 
 _TILE = BLOCK * ROWS  # numbers
 # Of 64 inputs each: a sum of so many pairs of products of 16 and 8 bits fits 32 bits.
@@ -60,26 +65,39 @@ def _rows_with(num_rows, panels):
     """A function that sums so many rows with all of a group, some panels at once."""
 
     @njit(**EXACT)
-    def sum_rows(sums, to, row_step, panel_step, weights, first_weight, blocks, x, at, ahead, runs):
+    def sum_rows(sums, to, row_step, panel_step, weights, first_weight, blocks, x, at, ahead, lines):
         for panel in range(0, PANELS, panels):
             _sum_rows(
                 sums, to + panel * panel_step, row_step, panel_step,
                 weights, first_weight + panel * _TILE, blocks,
-                x, at, ahead + panel * (runs * _RUN - _TILE * weights.itemsize), runs, num_rows, panels,
+                x, at, ahead + panel * blocks * lines * LINE, lines, num_rows, panels,
             )  # fmt: skip
 
     return sum_rows
 
 
-_sum_1, _sum_2, _sum_4, _sum_many = (_rows_with(n, PANELS if n <= _MOST_OF_BOTH else 1) for n in (1, 2, 4, _MANY))
+_sum_1, _sum_2, _sum_3, _sum_4, _sum_many = (
+    _rows_with(n, PANELS if n <= MOST_OF_BOTH else 1) for n in (1, 2, 3, 4, MANY)
+)
 
 
 @njit(**EXACT)
-def _rows_of_next(left):
+def rows_of_next(left):
     """Rows that are summed together when so many are left; the last one may be nobody's."""
-    if left > 4:
-        return _MANY
-    return 4 if left > 2 else left
+    return MANY if left > 4 else left
+
+
+@njit(**EXACT)
+def passes_of(count, row_tiles):
+    """How often so many rows of some tiles go over the weights, or over one of two panels of them."""
+    passes = 0
+    for half in range(row_tiles):
+        left = min(ROWS, count - half * ROWS)
+        while left > 0:
+            rows = rows_of_next(left)
+            passes += 1 if rows <= MOST_OF_BOTH else PANELS
+            left -= rows
+    return passes
 
 
 @njit(**EXACT)
@@ -87,33 +105,46 @@ def multiply(
     sums, first_sum, row_step, panel_step, weights, first_weight, blocks, x, first_x, tile, count, row_tiles, fetch
 ):
     """See `octavo.kernels.cpu.products.multiply`."""
-    block_bytes = PANELS * _TILE * weights.itemsize
-    ahead, runs = AHEAD, 0
+    ahead, lines = 0, 0
     if fetch == 1:
-        passes = 0
-        for half in range(row_tiles):
-            left = min(ROWS, count - half * ROWS)
-            while left > 0:
-                rows = _rows_of_next(left)
-                passes += 1 if rows <= _MOST_OF_BOTH else PANELS
-                left -= rows
-        if passes > 1:  # the next group comes while this one is multiplied, in equal parts for all passes
-            ahead = blocks * block_bytes
-        runs = (block_bytes // _RUN + passes - 1) // passes
+        passes = passes_of(count, row_tiles)
+        block_bytes = PANELS * _TILE * weights.itemsize
+        # If there are several passes, the next group comes while this one is multiplied, in equal parts for all.
+        ahead = weights.ctypes.data + first_weight * weights.itemsize + (blocks * block_bytes if passes > 1 else AHEAD)
+        lines = (block_bytes // LINE + passes - 1) // passes
+    multiply_ahead(
+        sums, first_sum, row_step, panel_step, weights, first_weight, blocks, x, first_x, tile, count, row_tiles,
+        ahead, lines,
+    )  # fmt: skip
+
+
+@njit(**EXACT)
+def multiply_ahead(
+    sums, first_sum, row_step, panel_step, weights, first_weight, blocks, x, first_x, tile, count, row_tiles,
+    ahead, lines,
+):  # fmt: skip
+    """`multiply`, and asks for what will be read after it.
+
+    Args:
+        ahead, lines: In each pass over the weights, for each of their blocks, so many lines are fetched; the address
+            of the first of all.
+    """
     for half in range(row_tiles):
         row, end = 0, min(ROWS, count - half * ROWS)
         while row < end:
-            rows = _rows_of_next(end - row)
+            rows = rows_of_next(end - row)
             at, to = first_x + half * tile + row * BLOCK, first_sum + (half * ROWS + row) * row_step
-            if rows == _MANY:
-                _sum_many(sums, to, row_step, panel_step, weights, first_weight, blocks, x, at, ahead, runs)
+            if rows == MANY:
+                _sum_many(sums, to, row_step, panel_step, weights, first_weight, blocks, x, at, ahead, lines)
             elif rows == 4:
-                _sum_4(sums, to, row_step, panel_step, weights, first_weight, blocks, x, at, ahead, runs)
+                _sum_4(sums, to, row_step, panel_step, weights, first_weight, blocks, x, at, ahead, lines)
+            elif rows == 3:
+                _sum_3(sums, to, row_step, panel_step, weights, first_weight, blocks, x, at, ahead, lines)
             elif rows == 2:
-                _sum_2(sums, to, row_step, panel_step, weights, first_weight, blocks, x, at, ahead, runs)
+                _sum_2(sums, to, row_step, panel_step, weights, first_weight, blocks, x, at, ahead, lines)
             else:
-                _sum_1(sums, to, row_step, panel_step, weights, first_weight, blocks, x, at, ahead, runs)
-            ahead += runs * _RUN * (1 if rows <= _MOST_OF_BOTH else PANELS)
+                _sum_1(sums, to, row_step, panel_step, weights, first_weight, blocks, x, at, ahead, lines)
+            ahead += lines * LINE * blocks * (1 if rows <= MOST_OF_BOTH else PANELS)
             row += rows
 
 
@@ -142,7 +173,7 @@ def _sum_byte_rows(typingctx, sums, first_sum, numbers, first_weight, blocks, sp
     """Adds the products of one or two rows with one panel of weights in int8 to the sums.
 
     Args:
-        ahead: As for `_sum_rows`.
+        ahead: Bytes from a block of weights to what is fetched meanwhile; 0 for nothing.
         num_rows: A literal.
     """
     if not isinstance(num_rows, types.IntegerLiteral):
@@ -159,13 +190,14 @@ def _sum_byte_rows(typingctx, sums, first_sum, numbers, first_weight, blocks, sp
         def load(pointer, offset, kind):
             return builder.load(builder.bitcast(builder.gep(pointer, [offset]), kind.as_pointer()), align=1)
 
+        lines = builder.select(builder.icmp_signed(">", args[7], _INT64(0)), _INT64(4 * _TILE // LINE), _INT64(0))
         with cgutils.for_range(builder, args[4]) as loop:
             # A block has as many bytes of weights, in both panels, as of rows, in high and low bytes.
             offset = builder.mul(loop.index, _INT64(4 * _TILE))
             weight_block, row_block = builder.gep(weight, [offset]), builder.gep(first, [offset])
-            with builder.if_then(builder.icmp_signed(">", args[7], _INT64(0))):
-                emit_fetch(builder, builder.gep(weight_block, [args[7]]), 4 * _TILE)
+            fetched = builder.gep(weight_block, [args[7]])
             with cgutils.for_range(builder, _INT64(ROWS)) as quad:
+                emit_fetch_share(builder, fetched, lines, quad.index, ROWS)
                 at = builder.mul(quad.index, _INT64(LINE))
                 factors = []
                 for k in quarters:
@@ -219,19 +251,21 @@ def _emit_every_other(builder, x, first):
 
 @intrinsic(prefer_literal=True)
 def _sum_rows(
-    typingctx, sums, first_sum, row_step, panel_step, weights, first_weight, blocks, x, first_x, ahead, runs,
+    typingctx, sums, first_sum, row_step, panel_step, weights, first_weight, blocks, x, first_x, ahead, lines,
     num_rows, panels,
 ):  # fmt: skip
     """Sums of some rows with some panels of weights.
 
     Args:
-        ahead, runs: For each block of weights, so many runs of memory are fetched that lie so many bytes after it.
+        ahead, lines: For each block of weights, so many lines are fetched; the address of the first of all.
         num_rows, panels: Literals.
     """
     if not all(isinstance(literal, types.IntegerLiteral) for literal in (num_rows, panels)):
         return None
-    rows, columns = range(num_rows.literal_value), range(panels.literal_value)
-    floats = ir.VectorType(F32, OUTPUTS)
+    rows = range(num_rows.literal_value)
+    lanes = OUTPUTS if IS_WIDE else OUTPUTS // 2  # of a register
+    columns = range(panels.literal_value * OUTPUTS // lanes)
+    floats = ir.VectorType(F32, lanes)
     weight_bytes, x_bytes = (array.dtype.bitwidth // 8 for array in (weights, x))
 
     def codegen(context, builder, signature, args):
@@ -240,50 +274,78 @@ def _sum_rows(
         row_step, panel_step = (builder.mul(args[i], _INT64(4)) for i in (2, 3))
         zero = ir.Constant(floats, [0.0] * floats.count)
         cells = {(r, j): cgutils.alloca_once_value(builder, zero) for r in rows for j in columns}
-        fused = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(floats, [floats] * 3), f"llvm.fmuladd.v{floats.count}f32"
-        )
+
+        def load_weights(block, pair, half, j):
+            panel, output = divmod(j * lanes, OUTPUTS)
+            offset = builder.mul(pair, _INT64(2 * OUTPUTS * weight_bytes))
+            pointer = builder.gep(block, [builder.add(offset, _INT64(panel * weight_bytes * _TILE))])
+            return _emit_weights(builder, weights.dtype, pointer, half, output, floats)
+
+        def load_number(block, pair, half, r):
+            offset = builder.add(_INT64(r * BLOCK * x_bytes), builder.mul(pair, _INT64(2 * x_bytes)))
+            return emit_splat(builder, _emit_number(builder, x.dtype, builder.gep(block, [offset]), half), floats.count)
 
         with cgutils.for_range(builder, args[6]) as loop:
             offset = builder.mul(loop.index, _INT64(PANELS * weight_bytes * _TILE))
-            weight_block, *_ = blocks_of_halves = [builder.gep(pointer, [offset]) for pointer in (weight, again)]
+            blocks_of_halves = [builder.gep(pointer, [offset]) for pointer in (weight, again)]
             row_block = builder.gep(first, [builder.mul(loop.index, _INT64(_TILE * x_bytes))])
-            with cgutils.for_range(builder, args[10]) as run:
-                offset = builder.add(args[9], builder.mul(run.index, _INT64(_RUN)))
-                emit_fetch(builder, builder.gep(weight_block, [offset]), _RUN, level=2)
-            with cgutils.for_range(builder, _INT64(BLOCK // 2 // _UNROLLED)) as inner:
-                for i in range(_UNROLLED):
-                    pair = builder.add(builder.mul(inner.index, _INT64(_UNROLLED)), _INT64(i))
-                    for half in range(2):
-                        factors = []
-                        for j in columns:
-                            offset = builder.mul(pair, _INT64(2 * OUTPUTS * weight_bytes))
-                            offset = builder.add(offset, _INT64(j * weight_bytes * _TILE))
-                            pointer = builder.gep(blocks_of_halves[half], [offset])
-                            factors.append(_emit_weights(builder, weights.dtype, pointer, half, floats))
-                        for r in rows:
-                            offset = builder.add(_INT64(r * BLOCK * x_bytes), builder.mul(pair, _INT64(2 * x_bytes)))
-                            number = _emit_number(builder, x.dtype, builder.gep(row_block, [offset]), half)
-                            number = emit_splat(builder, number, floats.count)
-                            for j in columns:
-                                held = builder.load(cells[r, j])
-                                builder.store(builder.call(fused, [number, factors[j], held]), cells[r, j])
+            of_block = builder.mul(args[10], _INT64(LINE))
+            ahead = builder.inttoptr(builder.add(args[9], builder.mul(loop.index, of_block)), _BYTE.as_pointer())
+            with cgutils.for_range(builder, _INT64(_STEPS)) as step:
+                emit_fetch_share(builder, ahead, args[10], step.index, _STEPS)
+                for i, half in product(range(_UNROLLED), range(2)):
+                    pair = builder.add(builder.mul(step.index, _INT64(_UNROLLED)), _INT64(i))
+                    emit_sums(
+                        builder, cells, partial(load_number, row_block, pair, half),
+                        partial(load_weights, blocks_of_halves[half], pair, half),
+                    )  # fmt: skip
         for (r, j), cell in cells.items():
-            offset = builder.add(builder.mul(row_step, _INT64(r)), builder.mul(panel_step, _INT64(j)))
-            pointer = builder.bitcast(builder.gep(total, [offset]), floats.as_pointer())
-            builder.store(builder.load(cell), pointer, align=4)
+            panel, output = divmod(j * lanes, OUTPUTS)
+            offset = builder.add(builder.mul(row_step, _INT64(r)), builder.mul(panel_step, _INT64(panel)))
+            pointer = builder.gep(total, [builder.add(offset, _INT64(4 * output))])
+            builder.store(builder.load(cell), builder.bitcast(pointer, floats.as_pointer()), align=4)
         return context.get_dummy_value()
 
     size = types.intp
     return types.void(sums, size, size, size, weights, size, size, x, size, size, size, num_rows, panels), codegen
 
 
-def _emit_weights(builder, kind, pointer, half, floats):
-    """One of two inputs' numbers for some outputs, as float32; see `octavo.kernels.cpu.packing`."""
+def emit_sums(builder, cells, load_number, load_factors):
+    """Adds ``number · factors`` to the sums of each row in each column of registers, fused.
+
+    Args:
+        cells: {(row, column): where a vector of sums is}.
+        load_number: ``load_number(row)``, a vector of one number. load_factors: ``load_factors(column)``.
+    """
+    rows, columns = ({at[i]: None for at in cells} for i in range(2))
+    floats = next(iter(cells.values())).type.pointee
+    fused = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(floats, [floats] * 3), f"llvm.fmuladd.v{floats.count}f32"
+    )
+    # What is less stays in registers, and the other comes one after the other.
+    if len(rows) < len(columns):
+        numbers = {row: load_number(row) for row in rows}
+        for column in columns:
+            factors = load_factors(column)
+            for row in rows:
+                cell = cells[row, column]
+                builder.store(builder.call(fused, [numbers[row], factors, builder.load(cell)]), cell)
+    else:
+        factors = {column: load_factors(column) for column in columns}
+        for row in rows:
+            number = load_number(row)
+            for column in columns:
+                cell = cells[row, column]
+                builder.store(builder.call(fused, [number, factors[column], builder.load(cell)]), cell)
+
+
+def _emit_weights(builder, kind, pointer, half, output, floats):
+    """One of two inputs' numbers for some outputs, from one of 16 on, as float32; see `octavo.kernels.cpu.packing`."""
     if kind == types.uint16:
+        pointer = builder.gep(pointer, [_INT64(4 * output)])
         words = builder.load(builder.bitcast(pointer, ir.VectorType(I32, floats.count).as_pointer()), align=4)
         return builder.bitcast(_emit_half(builder, words, half), floats)
-    pointer = builder.gep(pointer, [_INT64(half * OUTPUTS * kind.bitwidth // 8)])
+    pointer = builder.gep(pointer, [_INT64((half * OUTPUTS + output) * kind.bitwidth // 8)])
     stored = ir.VectorType(NUMBERS[kind], floats.count)
     return emit_widen(builder, kind, builder.load(builder.bitcast(pointer, stored.as_pointer()), align=2), floats.count)
 

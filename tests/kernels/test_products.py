@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import importlib.util
 
 import numpy as np
 import pytest
@@ -231,17 +231,13 @@ def test_vectors_multiply_any_number_of_rows(count: int, num_inputs: int, dtype:
         assert torch.equal(torch.from_numpy(alone).view(2, 32, OUTPUTS)[:, 0].reshape(-1), got[row])
 
 
-@pytest.mark.parametrize(("rows", "both"), [(8, 8), (6, 2)], ids=["32 wide registers", "16"])
-def test_vectors_for_registers_of_any_number(rows: int, both: int) -> None:
-    source = inspect.getsource(multiply.py_func).partition("\n")[2]
-    names = vars(vector_products) | {"_MANY": rows, "_MOST_OF_BOTH": both}
-    sizes = {"_sum_1": 1, "_sum_2": 2, "_sum_4": 4, "_sum_many": rows}
-    names |= {name: vector_products._rows_with(n, 2 if n <= both else 1) for name, n in sizes.items()}
-    source = inspect.getsource(vector_products._rows_of_next.py_func).partition("\n")[2] + source
-    names["njit"] = njit
-    source = source.replace("def multiply(", "_rows_of_next = njit(_rows_of_next)\n\n\ndef multiply(")
-    exec(source, names)
-    by = njit(names["multiply"])
+@pytest.mark.parametrize("is_wide", [True, False], ids=["32 wide registers", "16"])
+def test_vectors_for_registers_of_any_number(is_wide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vectors, "IS_WIDE", is_wide)
+    spec = importlib.util.spec_from_file_location("vector_products_of_others", vector_products.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    by = module.multiply
 
     @njit
     def multiplied_by(sums, weights, blocks, x, tile, count):
