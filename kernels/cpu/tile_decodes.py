@@ -42,8 +42,6 @@ from octavo.kernels.cpu.tiles import BLOCK, ROWS, array_at, fetch, put_run
 
 IntArray = npt.NDArray[np.integer[Any]]
 
-# Up to so many rows it is cheaper to turn the product round than to lay K out.
-_FEW = 8
 # Items that are drawn together, at most: neighbours often belong to one sequence.
 _NEIGHBOURS = 4
 
