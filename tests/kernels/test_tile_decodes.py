@@ -1,68 +1,91 @@
-"""What decodes do with a chunk on AMX tiles, with the product of tiles computed without them."""
+"""What decodes compute together: every chunk of every sequence once, and only those whose blocks agree."""
 
 from __future__ import annotations
 
-import importlib.util
+import random
+from itertools import pairwise
 
 import numpy as np
 import pytest
-import torch
-from numba import njit
 
-from octavo.kernels.cpu import amx, tile_decodes
-from octavo.kernels.cpu.bits import stored, widen
-from octavo.kernels.cpu.packing import OUTPUTS
-from octavo.kernels.cpu.tile_layout import TILES, padded_width
+from octavo.kernels.cpu.tile_decodes import decode_units
 from octavo.kernels.cpu.tile_softmax import KEYS, TILE_ROWS
-from octavo.kernels.cpu.tiles import BLOCK, ROWS, array_at
-
-HEADS, HEAD, FEW = 3, 1, 8
 
 
-@njit
-def multiply_few(sums, first_sum, row_step, weights, first_weight, blocks, x, first_x, tile, x_row, x_block):
-    for half in range(2):
-        begin = x.ctypes.data + (first_x + half * tile) * x.itemsize
-        rows = array_at(begin, ((ROWS - 1) * x_row + (blocks - 1) * x_block + BLOCK,), x)
-        for r in range(ROWS):
-            for output in range(OUTPUTS):
-                total = np.float32(0.0)
-                for block in range(blocks):
-                    for i in range(BLOCK):
-                        at = first_weight + block * 2 * ROWS * BLOCK + i // 2 * 2 * OUTPUTS + 2 * output + i % 2
-                        total += widen(rows[r * x_row + block * x_block + i]) * widen(weights[at])
-                sums[first_sum + (half * ROWS + r) * row_step + output] = total
+def tables_of(seqs: list[list[int]]) -> np.ndarray:
+    tables = np.zeros((len(seqs), max(map(len, seqs), default=1)), np.int32)
+    for row, blocks in zip(tables, seqs, strict=True):
+        row[: len(blocks)] = blocks
+    return tables
 
 
-@pytest.mark.parametrize(
-    ("block_size", "head_dim", "num_keys"), [(16, 64, 128), (16, 64, 67), (32, 80, 33), (5, 96, 1)]
-)
-def test_scores_of_few_rows(block_size: int, head_dim: int, num_keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(amx, "multiply_few", multiply_few)
-    spec = importlib.util.spec_from_file_location("tile_decodes_without_amx", tile_decodes.__file__)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    load, score = module._load_either(FEW), module._score_either(FEW)
+def check(tables: np.ndarray, lens: np.ndarray, size: int, group: int) -> list[list[tuple[int, int]]]:
+    """The units, each sound by itself and all of them complete."""
+    entries, units = decode_units(tables, lens, size, group)
+    assert entries.dtype == np.int32
+    assert units.dtype == np.int64
+    assert entries.flags.c_contiguous
+    assert units[0] == 0
+    assert units[-1] == len(entries)
+    together = [list(map(tuple, entries[begin:end].tolist())) for begin, end in pairwise(units)]
+    assert all(together)
+    every = {(seq, chunk) for seq in range(len(lens)) for chunk in range(-(-int(lens[seq]) // KEYS))}
+    assert sorted(entry for unit in together for entry in unit) == sorted(every)
+    for unit in together:
+        assert len(unit) == 1 or len(unit) * group <= TILE_ROWS
+        (chunk,) = {chunk for _, chunk in unit}
+        blocks = slice(chunk * KEYS // size, ((chunk + 1) * KEYS - 1) // size + 1)
+        assert len({tuple(tables[seq, blocks]) for seq, _ in unit}) == 1
+        assert len(unit) == 1 or all(lens[seq] > (chunk + 1) * KEYS for seq, _ in unit)
+    return together
 
-    @njit
-    def run(scores, scratch, kv, table, num_keys, q, row, qkv, seqs):
-        load(q, row, qkv, seqs, 0, 1, np.float32(1.0))
-        score(scores, scratch, kv, table, HEAD, KEYS, num_keys, q, seqs.shape[0])
 
-    generator = torch.Generator().manual_seed(num_keys)
-    num_blocks, width = -(-2 * KEYS // block_size), int(padded_width(head_dim))
-    kv = torch.randn(num_blocks, 2, HEADS, block_size, head_dim, generator=generator).bfloat16()
-    table = torch.randperm(num_blocks, generator=generator).to(torch.int32)
-    keys = kv[table.long(), 0, HEAD].flatten(0, 1)[KEYS : KEYS + num_keys].double()
-    queries = torch.randn(FEW, 1, head_dim, generator=generator).bfloat16().float()
-    for count in (1, 3, FEW):
-        empty = np.zeros(KEYS * width, np.uint16)
-        turned, places = np.zeros(KEYS * TILE_ROWS, np.float32), np.zeros((3, TILES), np.int64)
-        scores = np.zeros((TILE_ROWS, KEYS), np.float32)
-        run(
-            scores.reshape(-1), (empty, turned, empty.copy(), places), stored(kv).numpy(), table.numpy(), num_keys,
-            np.zeros(TILE_ROWS * width, np.uint16), np.zeros(width, np.float32), queries.numpy(), np.arange(count),
-        )  # fmt: skip
-        # In units of log 2; queries are rounded to bfloat16 after that.
-        expected = queries[:count, 0].double() @ keys.T / np.log(2)
-        torch.testing.assert_close(torch.from_numpy(scores[:count, :num_keys]).double(), expected, rtol=2e-2, atol=0.1)
+def test_sequences_that_share_nothing_are_by_themselves() -> None:
+    tables = tables_of([list(range(1, 20)), list(range(20, 24)), [30]])
+    assert len(check(tables, np.array([300, 60, 1], np.int32), 16, 3)) == 3 + 1 + 1
+
+
+def test_a_shared_prefix_is_computed_together_while_whole_chunks_agree() -> None:
+    shared = list(range(1, 19))  # 288 tokens: two chunks, and a quarter of a third
+    tables = tables_of([[*shared, 100 + seq, 200 + seq] for seq in range(4)])
+    units = check(tables, np.full(4, 310, np.int32), 16, 3)
+    assert sorted(map(len, units)) == [1, 1, 1, 1, 4, 4]
+
+
+def test_a_unit_has_no_more_rows_than_a_tile() -> None:
+    tables = tables_of([[*range(1, 9), 100 + seq] for seq in range(25)])
+    sizes = [len(unit) for unit in check(tables, np.full(25, 130, np.int32), 16, 3) if unit[0][1] == 0]
+    assert sizes == [10, 10, 5]
+    assert {len(unit) for unit in check(tables, np.full(25, 130, np.int32), 16, 32)} == {1}
+
+
+def test_prefixes_that_branch() -> None:
+    first, second, third = list(range(1, 9)), list(range(10, 18)), list(range(20, 28))
+    tables = tables_of([[*first, *second, 91], [*first, *second, 92], [*first, *third, 93], [*first, 94], [*third, 95]])
+    units = check(tables, np.array([260, 257, 270, 130, 129], np.int32), 16, 4)
+    assert sorted(len(unit) for unit in units if unit[0][1] == 0) == [1, 4]
+    assert sorted(len(unit) for unit in units if unit[0][1] == 1 and len(unit) > 1) == [2]
+
+
+@pytest.mark.parametrize("lens", [[], [0], [0, 5, 0]])
+def test_none_and_padding(lens: list[int]) -> None:
+    tables = np.zeros((len(lens), 1), np.int32)
+    assert len(check(tables, np.array(lens, np.int32), 16, 3)) == sum(length > 0 for length in lens)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_random_trees(seed: int) -> None:
+    """Sequences grown from each other's beginnings, as a prefix cache shares them."""
+    chance = random.Random(seed)
+    size, group = chance.choice([1, 4, 16, 24, 32, 100]), chance.choice([1, 3, 8, 16, 32])
+    seqs: list[list[int]] = []
+    following = 0
+    for _ in range(chance.randrange(1, 30)):
+        count = chance.randrange(1, 1 + 600 // size)
+        parent = chance.choice([*seqs, []])
+        blocks = parent[: chance.randrange(len(parent) + 1)][: count - 1]  # the last block is its own
+        own = count - len(blocks)
+        seqs.append(blocks + [following + 1 + i for i in range(own)])
+        following += own
+    lens = np.array([chance.randrange((len(blocks) - 1) * size, len(blocks) * size) + 1 for blocks in seqs], np.int32)
+    check(tables_of(seqs), lens, size, group)
