@@ -3,6 +3,7 @@
     python benchmarks/scheduler.py                                      # 64, 256 and 1,024 running
     python benchmarks/scheduler.py --peers-dir DIR --json FILE          # vLLM's from the environment DIR/vllm
     python benchmarks/scheduler.py --pool-blocks 100000 10000000        # the pool's size must not matter
+    python benchmarks/scheduler.py --used                               # each new block takes an old one's place
 
 The work: prompts of 512 tokens, all different, block size 16, prefix caching on, no model. "Add" is making and queueing
 a request out of what the front end's message holds (int32 bytes; in vLLM a list), plus everything it costs the step
@@ -160,6 +161,7 @@ def started(python: Path, works: Sequence[Work]) -> Iterator[Peer]:
     """Starts the peer for works that differ in `running` only; ends it afterwards."""
     sizes = [str(work.running) for work in works]
     options = ["--steps", str(works[0].steps), "--pool-blocks", str(works[0].pool_blocks)]
+    options += ["--used"] if works[0].used else []
     with (
         tempfile.TemporaryFile("w+") as log,
         subprocess.Popen(
@@ -258,7 +260,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--peers-dir", type=Path, metavar="DIR", help="where vLLM's virtual environment is, DIR/vllm")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE")
     options = parser.parse_args(argv)
-    works = [[Work(size, options.steps, pool) for pool in options.pool_blocks] for size in options.running]
+    used = options.used
+    works = [[Work(size, options.steps, pool, used) for pool in options.pool_blocks] for size in options.running]
     check(parser, itertools.chain(*works))
     facts = environment()
     python = find_vllm(options.peers_dir)

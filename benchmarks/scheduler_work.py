@@ -34,11 +34,16 @@ Row = dict[str, float]
 
 @dataclass(frozen=True)
 class Work:
-    """A steady decode of `running` sequences: `steps` steps, and half as many requests added one by one."""
+    """A steady decode of `running` sequences: `steps` steps, and half as many requests added one by one.
+
+    Attributes:
+        used: The pool has served before: every block holds what is cached of an earlier prompt.
+    """
 
     running: int
     steps: int
     pool_blocks: int
+    used: bool = False
 
     @property
     def group(self) -> int:
@@ -65,6 +70,11 @@ class Work:
         """Tokens, prompt included, of the longest sequence when all is measured."""
         first = -(-self.running // self.group) + BLOCK_SIZE
         return PROMPT + first + ROUNDS * (WARM_UP + self.steps_per_turn + 3 * self.additions_per_turn)
+
+    @property
+    def earlier(self) -> int:
+        """Requests that have come and gone before."""
+        return -(-self.pool_blocks // (PROMPT // BLOCK_SIZE)) if self.used else 0
 
     def obstacle(self) -> str | None:
         """Why this work cannot be measured, if so: sequences would end, or blocks run out."""
@@ -121,6 +131,7 @@ class Measurement:
 
     def turns(self) -> Iterator[None]:
         """Does the work, `ROUNDS` + 1 turns of it."""
+        self._use_pool()
         self._fill()
         yield
         work = self._work
@@ -143,6 +154,14 @@ class Measurement:
             "update_us": statistics.median(update for _, update in self._steps),
             "add_us": statistics.median(self._additions),
         }
+
+    def _use_pool(self) -> None:
+        """Lets earlier requests come and go, one after the other."""
+        rng = np.random.default_rng(2)
+        for key in range(self._work.earlier):
+            self._subject.add(key, self._subject.received(rng.integers(0, VOCAB, PROMPT).tolist()))
+            self._step()
+            self._subject.abort(key)
 
     def _fill(self) -> None:
         """Gets all sequences running, and each into a block that decoding has opened."""
@@ -199,6 +218,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that a peer has as well."""
     parser.add_argument("--running", type=int, nargs="+", default=[64, 256, 1024], help="sequences that run")
     parser.add_argument("--steps", type=int, default=200, help="steps to measure; half as many requests are added")
+    parser.add_argument("--used", action="store_true", help="every block holds what is cached of an earlier prompt")
 
 
 def run_peer(prepare: Callable[[], Callable[[Work], Subject]], describe: Callable[[Subject], dict[str, Any]]) -> int:
@@ -213,7 +233,7 @@ def run_peer(prepare: Callable[[], Callable[[Work], Subject]], describe: Callabl
     parser.add_argument("--pool-blocks", type=int, default=100_000, help="blocks in the pool")
     parser.add_argument("--turns", action="store_true", help="say when a turn is over, and wait for a line on stdin")
     options = parser.parse_args()
-    works = [Work(running, options.steps, options.pool_blocks) for running in options.running]
+    works = [Work(running, options.steps, options.pool_blocks, options.used) for running in options.running]
     check(parser, works)
     answers = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):  # where others may write what they like

@@ -25,10 +25,10 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from octavo.block_manager.free_list import FreeList
+from octavo.block_manager.free_list import Blocks, FreeList, Int32s, ids
 from octavo.block_manager.groups import LayerGroups
 from octavo.block_manager.loops import NULL_BLOCK
-from octavo.block_manager.pool import BlockAge, BlockCounts, Blocks, Int32s, ids
+from octavo.block_manager.pool import BlockAge, BlockCounts
 from octavo.block_manager.prefix_cache import PrefixCache
 
 
@@ -53,7 +53,7 @@ class ColumnPool:
         num_columns: int,
         groups: LayerGroups,
         cache: PrefixCache,
-        on_evict: Callable[[list[int]], None] | None = None,
+        on_evict: Callable[[Int32s], None] | None = None,
     ) -> None:
         self.num_blocks = num_blocks
         self.num_columns = num_columns
@@ -152,6 +152,10 @@ class ColumnPool:
         self._references += count
         return ids(columns)
 
+    def take_into(self, columns: Int32s) -> None:
+        """`take_many`, as many as find room in ``columns``."""
+        columns[:] = self.take_many(len(columns))
+
     def share(self, columns: Blocks) -> None:
         """Adds an owner to columns that are in use or cached; their frames are another matter, see `need`."""
         for column in ids(columns).tolist():
@@ -186,7 +190,7 @@ class ColumnPool:
 
     def forget(self, column: int) -> None:
         """Drops what is known of a column's content; what nobody owns or needs of it becomes free."""
-        self.cache.remove(column)
+        self.cache.remove((column,))
         if self._owners[column] == 0:
             self._evictable.remove(column)
             self._dissolve(column)
@@ -246,10 +250,10 @@ class ColumnPool:
         node = int(self._evictable.pop(1)[0])
         column = node if node <= self.num_columns else node - self.num_columns
         if self.on_evict is not None:
-            self.on_evict([column])
+            self.on_evict(ids((column,)))
         if node == column:
             self.evictions += self.num_full
-            self.cache.remove(column)
+            self.cache.remove((column,))
             self._dissolve(column)
         else:
             self.evictions += self.num_windowed

@@ -11,13 +11,21 @@ array indexed by block id. Id 0 is the null block, which is never free, so it se
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from octavo.block_manager import loops
 from octavo.block_manager.loops import ABSENT, NULL_BLOCK
+
+Int32s = npt.NDArray[np.int32]
+Blocks = Int32s | Sequence[int]
+
+
+def ids(blocks: Blocks) -> Int32s:
+    """Block ids as a contiguous int32 array."""
+    return np.ascontiguousarray(blocks, dtype=np.int32)
 
 
 class FreeList:
@@ -30,7 +38,7 @@ class FreeList:
 
     def __init__(self, num_blocks: int, *, empty: bool = False) -> None:
         ids = np.arange(num_blocks + 1, dtype=np.int32)
-        self.links: npt.NDArray[np.int32] = np.stack((np.roll(ids, -1), np.roll(ids, 1)))
+        self.links: Int32s = np.stack((np.roll(ids, -1), np.roll(ids, 1)))
         self.size = num_blocks
         if empty:
             self.links[0, 1:] = ABSENT
@@ -51,7 +59,7 @@ class FreeList:
             yield block
             block = following[block]
 
-    def pop(self, count: int) -> npt.NDArray[np.int32]:
+    def pop(self, count: int) -> Int32s:
         """Takes the blocks at the head; the caller has checked that there are so many."""
         assert count <= self.size, f"pop of {count} from a free list of {self.size}"
         self.size -= count

@@ -1,4 +1,4 @@
-"""What is done to every block of a run, compiled: links of a free list, reference counts, hashes, the content index.
+"""What is done to every block or token of a run, compiled: free lists, reference counts, hashes, the content index.
 
 A prompt of 32,768 tokens has 2,048 blocks. Python takes about a microsecond for each of them in each of these loops,
 numba some ten nanoseconds. The arrays belong to `FreeList`, `BlockPool` and `PrefixCache`, which say what they mean;
@@ -50,6 +50,23 @@ _BOUNDS = np.array(SPAN_BOUNDS, dtype=np.uint32)
 
 # Made part of whoever calls it: a call counts each array's references up and down, which takes as long as the work.
 _helper = njit(cache=True, forceinline=True)
+
+
+# ── tokens ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@njit("int64(int32[::1], int64)", cache=True)
+def find_outside(tokens, vocab_size):
+    """The first place whose token is not in ``[0, vocab_size)``; −1 if there is none."""
+    # All of them first, with no way out: several are compared at a time.
+    outside = 0
+    for token in tokens:
+        outside |= (token < 0) | (token >= vocab_size)
+    if outside:
+        for i in range(len(tokens)):
+            if tokens[i] < 0 or tokens[i] >= vocab_size:
+                return i
+    return -1
 
 
 # ── free list and reference counts ────────────────────────────────────────────────────────────────────────────
@@ -340,10 +357,23 @@ def publish(
     return total
 
 
-@njit("void(int32[::1], int32[::1], int64[::1], int32[::1], int32[::1])", cache=True)
-def remove(bucket, chain, hashes, parents, blocks):
-    """Takes blocks out of the index."""
+@njit("UniTuple(int64, 2)(int32[::1], int32[::1], int64[::1], int32[::1], int32[::1], int32[::1])", cache=True)
+def remove(bucket, chain, hashes, parents, blocks, namespaces):
+    """Takes blocks out of the index.
+
+    Args:
+        namespaces: As many as blocks; is told those that the blocks which begin a prompt belong to.
+
+    Returns:
+        How many of those there are, and a block at which it ended because it is not indexed; `ABSENT` if there is none.
+    """
+    first = 0
     for block in blocks:
+        if parents[block] == 0:
+            return first, block
+        if parents[block] < 0:
+            namespaces[first] = parents[block]
+            first += 1
         slot = hashes[block] & (len(bucket) - 1)
         if bucket[slot] == block:
             bucket[slot] = chain[block]
@@ -353,3 +383,4 @@ def remove(bucket, chain, hashes, parents, blocks):
                 other = chain[other]
             chain[other] = chain[block]
         parents[block] = 0
+    return first, ABSENT

@@ -291,12 +291,10 @@ class BlockManager:
         # Matched blocks first: they might be the very ones that taking new blocks would evict.
         if match.blocks:
             self._share_prefix(match.blocks)
+            self.tables.extend(row, match.blocks)
         for place in match.below:
             self.tiers.hold(place)
-        fresh = self.pool.take_many(self.columns_for(len(tokens)) - len(match.blocks))
-        if match.blocks:
-            self.tables.extend(row, match.blocks)
-        self.tables.extend(row, fresh)
+        self.pool.take_into(self.tables.lengthen(row, self.columns_for(len(tokens)) - len(match.blocks)))
         self._published[row] = len(match.blocks)
         self._namespace[row] = match.namespace
         self._tenant[row] = tenant
@@ -536,10 +534,10 @@ class BlockManager:
         """The copies between tiers planned since the last call; they come before everything else in a step."""
         return self.tiers.take_planned()
 
-    def _on_evict(self, blocks: list[int]) -> None:
-        self.evicted.add(map(self.cache.hash_of, blocks))
+    def _on_evict(self, blocks: Tokens) -> None:
+        self.evicted.add(self.cache.hashes_of(blocks))
         if self.tiers.worthwhile:
-            for block in blocks:
+            for block in blocks.tolist():
                 self.tiers.sink(Tier.DEVICE, block, self.cache.content_of(block))
 
     # ── pins and invalidation ─────────────────────────────────────────────────────────────────────────────

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 
 class MissReason(enum.StrEnum):
@@ -31,28 +34,33 @@ NEVER_SEEN = Miss(MissReason.NEVER_SEEN)
 
 
 class EvictionHistory:
-    """Remembers the latest evictions by the blocks' hashes, to explain misses.
+    """Remembers late evictions by the blocks' hashes, to explain misses.
+
+    Each hash has one place in a table, where the latest eviction takes that of an earlier one: of ``n`` later ones,
+    one in `SLOTS` is in the same place. A pool that is full gives a block up for each that it takes, so this costs
+    every new prompt something, and may not cost more the more there is to remember.
 
     Args:
         clock: Seconds.
     """
 
-    _CAPACITY = 16_384
+    SLOTS = 1 << 17
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._times: dict[int, float] = {}  # oldest first
+        # Mapped lazily: memory is taken as evictions are noted.
+        self._hashes: npt.NDArray[np.int64] = np.zeros(self.SLOTS, dtype=np.int64)
+        self._times: npt.NDArray[np.float64] = np.zeros(self.SLOTS, dtype=np.float64)
 
-    def add(self, keys: Iterable[int]) -> None:
-        """Notes that blocks of these hashes are evicted now."""
-        now = self._clock()
-        for key in keys:
-            self._times.pop(key, None)
-            self._times[key] = now
-            if len(self._times) > self._CAPACITY:
-                del self._times[next(iter(self._times))]
+    def add(self, hashes: npt.NDArray[np.int64]) -> None:
+        """Notes that blocks of these hashes, int64 ``[n]``, are evicted now."""
+        places = hashes & (self.SLOTS - 1)
+        self._hashes[places] = hashes
+        self._times[places] = self._clock()
 
-    def seconds_since(self, key: int) -> float | None:
+    def seconds_since(self, hashed: int) -> float | None:
         """How long ago a block of this hash was evicted; None if that is not remembered."""
-        evicted = self._times.get(key)
-        return None if evicted is None else self._clock() - evicted
+        place = hashed & (self.SLOTS - 1)
+        if not hashed or self._hashes[place] != hashed:
+            return None
+        return self._clock() - float(self._times[place])

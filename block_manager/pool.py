@@ -12,23 +12,15 @@ Cached and free blocks share one list: free ones at its head, then cached ones, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from octavo.block_manager import loops
-from octavo.block_manager.free_list import FreeList
+from octavo.block_manager.free_list import Blocks, FreeList, Int32s, ids
 from octavo.block_manager.loops import ABSENT, NULL_BLOCK
-
-Int32s = npt.NDArray[np.int32]
-Blocks = Int32s | Sequence[int]
-
-
-def ids(blocks: Blocks) -> Int32s:
-    """Block ids as a contiguous int32 array."""
-    return np.ascontiguousarray(blocks, dtype=np.int32)
 
 
 class ContentIndex(Protocol):
@@ -41,7 +33,7 @@ class ContentIndex(Protocol):
     def __contains__(self, block: int) -> bool:
         """Whether the block's content can be found."""
 
-    def remove(self, *blocks: int) -> None:
+    def remove(self, blocks: Blocks) -> None:
         """Forgets what blocks hold."""
 
     def check(self) -> list[str]:
@@ -85,6 +77,7 @@ class DevicePool(Protocol):
     def owners(self, block: int) -> int: ...
     def take(self) -> int: ...
     def take_many(self, count: int) -> Int32s: ...
+    def take_into(self, blocks: Int32s) -> None: ...
     def share(self, blocks: Blocks) -> None: ...
     def release(self, blocks: Blocks) -> int: ...
     def forget(self, block: int) -> None: ...
@@ -128,7 +121,6 @@ class BlockPool(Generic[Index]):
         num_blocks: Blocks that can be owned.
         cache: Finds blocks by their content.
         on_evict: Told of the cached blocks whose content is about to be given up, while the index still knows it.
-
         clock: Seconds, monotonic.
 
     Attributes:
@@ -139,7 +131,7 @@ class BlockPool(Generic[Index]):
         self,
         num_blocks: int,
         cache: Index,
-        on_evict: Callable[[list[int]], None] | None = None,
+        on_evict: Callable[[Int32s], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.num_blocks = num_blocks
@@ -151,6 +143,7 @@ class BlockPool(Generic[Index]):
         self._clock = clock
         self._ages: npt.NDArray[np.uint32] = np.zeros((3, num_blocks + 1), dtype=np.uint32)
         self._spans: npt.NDArray[np.int64] = np.zeros((3, len(loops.SPAN_BOUNDS) + 2), dtype=np.int64)
+        self._arrays = self._free.links, self.reference_counts, cache.indexed, self._ages, self._spans
         self._idle_cached = 0  # blocks that are in the free list and indexed
         self._shared = 0  # blocks with more than one owner
         self._references = 0  # sum of all reference counts
@@ -191,7 +184,7 @@ class BlockPool(Generic[Index]):
     @property
     def _state(self) -> tuple[Any, Any, Any, Any, Any, Any]:
         """What the loops that take, share and release are given first."""
-        return self._free.links, self.reference_counts, self.cache.indexed, self._ages, self._spans, self._now
+        return *self._arrays, self._now
 
     def age_of(self, block: int) -> BlockAge:
         """How old a block's content is, in seconds."""
@@ -227,21 +220,24 @@ class BlockPool(Generic[Index]):
 
         The caller has checked `available`.
         """
-        assert count <= self._free.size, f"{count} blocks are to be taken of {self._free.size}"
         blocks = np.empty(count, dtype=np.int32)
+        self.take_into(blocks)
+        return blocks
+
+    def take_into(self, blocks: Int32s) -> None:
+        """`take_many`, as many as find room in ``blocks``."""
+        count = len(blocks)
+        assert count <= self._free.size, f"{count} blocks are to be taken of {self._free.size}"
         evicted = loops.take(*self._state, blocks)
         self._free.size -= count
         self._references += count
         if evicted:
-            self._evict(blocks[self.cache.indexed[blocks] != 0].tolist())
-        return blocks
+            self._evict(blocks if evicted == count else blocks[self.cache.indexed[blocks] != 0])
 
-    def _evict(self, blocks: list[int]) -> None:
-        if not blocks:
-            return
+    def _evict(self, blocks: Int32s) -> None:
         if self.on_evict is not None:
             self.on_evict(blocks)
-        self.cache.remove(*blocks)
+        self.cache.remove(blocks)
         self._idle_cached -= len(blocks)
         self.evictions += len(blocks)
 
@@ -281,7 +277,7 @@ class BlockPool(Generic[Index]):
 
     def forget(self, block: int) -> None:
         """Drops what is known of a block's content; without an owner it becomes free."""
-        self.cache.remove(block)
+        self.cache.remove((block,))
         if self.reference_counts[block] == 0:
             self._idle_cached -= 1
             self._free.remove(block)

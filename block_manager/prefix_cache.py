@@ -21,10 +21,11 @@ import numpy as np
 import numpy.typing as npt
 
 from octavo.block_manager import loops
+from octavo.block_manager.free_list import Blocks, Int32s, ids
 from octavo.block_manager.hashing import ALL_BITS, Content, new_hasher, root_content
-from octavo.block_manager.loops import NULL_BLOCK
+from octavo.block_manager.loops import ABSENT, NULL_BLOCK
 
-Int32s = npt.NDArray[np.int32]
+_NOTHING: Int32s = np.empty(0, dtype=np.int32)
 
 
 class PrefixCache:
@@ -48,6 +49,15 @@ class PrefixCache:
         # numpy's zeros are mapped lazily: tokens cost memory only for blocks that were ever cached.
         self._tokens: Int32s = np.zeros((num_blocks + 1, block_size), dtype=np.int32)
         self._contents: dict[int, Content] = {}  # of blocks whose content had to be named for another tier
+        # What the loops that look content up are given first.
+        self._index: tuple[Any, Any, Any, Any, Any, Any] = (
+            self._bucket,
+            self._chain,
+            self._hash,
+            self.indexed,
+            self._tokens,
+            self._hasher,
+        )
         self._size = 0
         self.namespaces = Namespaces()
 
@@ -56,11 +66,6 @@ class PrefixCache:
 
     def __contains__(self, block: int) -> bool:
         return bool(self.indexed[block])
-
-    @property
-    def _index(self) -> tuple[Any, Any, Any, Any, Any, Any]:
-        """What the loops that look content up are given first."""
-        return self._bucket, self._chain, self._hash, self.indexed, self._tokens, self._hasher
 
     def find_run(self, parent: int, tokens: Int32s) -> tuple[Int32s, int]:
         """The blocks that hold these tokens, one after another, up to the first that none holds: int32 ``[≤ n]``.
@@ -74,7 +79,7 @@ class PrefixCache:
         """
         blocks = np.empty(len(tokens) // self.block_size, dtype=np.int32)
         count, missed = loops.find_run(*self._index, parent, tokens, blocks)
-        return blocks[:count], missed
+        return blocks[:count] if count else _NOTHING, missed
 
     def hash_after(self, parent: int, tokens: Int32s) -> int:
         """The hash that the last of some full blocks would have after this parent; ``tokens`` as for `find_run`."""
@@ -120,15 +125,17 @@ class PrefixCache:
         twins: Int32s = rows[results & 2 != 0]
         return twins
 
-    def remove(self, *blocks: int) -> None:
+    def remove(self, blocks: Blocks) -> None:
         """Forgets what blocks hold."""
-        for block in blocks:
-            parent = self.parent_of(block)
-            assert parent, f"block {block} is not indexed"
-            if parent < 0:
-                self.namespaces.count(parent, -1)
-            self._contents.pop(block, None)
-        loops.remove(self._bucket, self._chain, self._hash, self.indexed, np.array(blocks, dtype=np.int32))
+        blocks = ids(blocks)
+        namespaces = np.empty(len(blocks), dtype=np.int32)
+        first, unknown = loops.remove(self._bucket, self._chain, self._hash, self.indexed, blocks, namespaces)
+        assert unknown == ABSENT, f"block {unknown} is not indexed"
+        for namespace in namespaces[:first].tolist():
+            self.namespaces.count(namespace, -1)
+        if self._contents:
+            for block in blocks.tolist():
+                self._contents.pop(block, None)
         self._size -= len(blocks)
 
     def parent_of(self, block: int) -> int:
@@ -143,6 +150,11 @@ class PrefixCache:
     def hash_of(self, block: int) -> int:
         """The hash of an indexed block."""
         return int(self._hash[block])
+
+    def hashes_of(self, blocks: Int32s) -> npt.NDArray[np.int64]:
+        """The hashes of indexed blocks: int64 ``[n]``."""
+        hashes: npt.NDArray[np.int64] = self._hash[blocks]
+        return hashes
 
     def content_of(self, block: int) -> Content:
         """The name of an indexed block's content that holds in every tier.

@@ -35,9 +35,13 @@ class BlockTables:
 
     def extend(self, row: int, blocks: npt.NDArray[np.int32] | Sequence[int]) -> None:
         """Appends blocks to a row."""
+        self.lengthen(row, len(blocks))[:] = blocks
+
+    def lengthen(self, row: int, count: int) -> npt.NDArray[np.int32]:
+        """Appends so many entries to a row, which the caller fills: a view, int32 ``[count]``."""
         length = int(self.lengths[row])
-        self.ids[row, length : length + len(blocks)] = blocks
-        self.lengths[row] = length + len(blocks)
+        self.lengths[row] = length + count
+        return self.ids[row, length : length + count]
 
     def append(self, rows: Sequence[int], blocks: npt.NDArray[np.int32]) -> None:
         """Appends one block to each of these rows."""

@@ -28,6 +28,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from octavo.block_manager.free_list import Blocks, ids
 from octavo.block_manager.hashing import Content, root_content
 from octavo.block_manager.pool import BlockCounts, BlockPool
 
@@ -105,9 +106,9 @@ class ContentBlocks:
         self._contents[block] = content
         self.indexed[block] = 1
 
-    def remove(self, *blocks: int) -> None:
+    def remove(self, blocks: Blocks) -> None:
         """Forgets what blocks hold."""
-        for block in blocks:
+        for block in ids(blocks).tolist():
             del self._blocks[self._contents.pop(block).digest]
             self.indexed[block] = 0
 

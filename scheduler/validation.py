@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from octavo.block_manager.loops import find_outside
 from octavo.block_manager.manager import BlockManager
 from octavo.errors import InvalidRequestError, NeverFitsError
 from octavo.scheduler.request import Request, Tokens
@@ -24,12 +25,12 @@ def check_tokens(tokens: Sequence[int] | Tokens, *, vocab_size: int) -> Tokens:
     try:
         # array.array reads a list of integers twice as fast as numpy does.
         ids = np.array(tokens if isinstance(tokens, np.ndarray) else array("i", tokens), dtype=np.int32)
+        place = find_outside(ids, vocab_size)
     except OverflowError:
-        ids = np.array([-1], dtype=np.int32)
-    if np.maximum.reduce(ids.view(np.uint32)) >= vocab_size:  # negative ones are the largest of all
-        outside = next(token for token in tokens if not 0 <= token < vocab_size)
+        place = next(place for place, token in enumerate(tokens) if not 0 <= token < vocab_size)
+    if place >= 0:
         raise InvalidRequestError(
-            f"token id {outside} in the prompt is outside the vocabulary (0 to {vocab_size - 1})", param="prompt"
+            f"token id {tokens[place]} in the prompt is outside the vocabulary (0 to {vocab_size - 1})", param="prompt"
         )
     return ids
 

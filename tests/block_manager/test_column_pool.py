@@ -417,7 +417,7 @@ def list_a_column_in_use_as_unused(pool: ColumnPool, needed: int, left: int, cac
 
 
 def forget_content_only(pool: ColumnPool, needed: int, left: int, cached: int) -> None:
-    pool.cache.remove(cached)
+    pool.cache.remove((cached,))
 
 
 def miscount_columns(pool: ColumnPool, needed: int, left: int, cached: int) -> None:

@@ -610,27 +610,29 @@ def test_without_prefix_caching_that_is_the_reason() -> None:
 
 
 def test_of_two_evictions_the_later_one_is_remembered() -> None:
-    now = 0.0
+    now = 1.0
     history = EvictionHistory(lambda: now)
-    history.add([5])
+    history.add(np.array([5]))
     now = 3.0
-    history.add([5])
+    history.add(np.array([4, 5, -7]))
     now = 10.0
-    assert history.seconds_since(5) == 7.0
-    assert history.seconds_since(6) is None
+    assert history.seconds_since(5) == history.seconds_since(4) == history.seconds_since(-7) == 7.0
+    assert history.seconds_since(6) is history.seconds_since(7) is None
 
 
-def test_only_the_latest_evictions_are_remembered() -> None:
+def test_before_any_eviction_none_is_remembered() -> None:
+    history = EvictionHistory(lambda: 1.0)
+    assert history.seconds_since(0) is None  # what a look-up tells that missed nothing
+    assert history.seconds_since(EvictionHistory.SLOTS) is None
+
+
+def test_a_later_eviction_takes_an_earlier_ones_place() -> None:
     history = EvictionHistory(lambda: 0.0)
-    history.add([-1])
-    history.add([-2])
-    for key in range(EvictionHistory._CAPACITY - 2):
-        history.add([key])
-    history.add([-1])  # known already, and now the youngest
-    assert history.seconds_since(-2) == 0.0
-    history.add([-3])
-    assert history.seconds_since(-2) is None
-    assert history.seconds_since(-1) == history.seconds_since(0) == history.seconds_since(-3) == 0.0
+    later = 3 + EvictionHistory.SLOTS
+    history.add(np.array([3, 4]))
+    history.add(np.array([later]))
+    assert history.seconds_since(3) is None
+    assert history.seconds_since(4) == history.seconds_since(later) == 0.0
 
 
 # ── pins ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -82,13 +82,16 @@ MUTATIONS = [
     Mutation(
         "new blocks are taken before matched ones are shared",
         "block_manager/manager.py",
-        """        self._share_prefix(match.blocks)
+        """            self._share_prefix(match.blocks)
+            self.tables.extend(row, match.blocks)
         for place in match.below:
             self.tiers.hold(place)
-        fresh = self.pool.take_many(self.columns_for(len(tokens)) - len(match.blocks))
+        self.pool.take_into(self.tables.lengthen(row, self.columns_for(len(tokens)) - len(match.blocks)))
 """,
-        """        fresh = self.pool.take_many(self.columns_for(len(tokens)) - len(match.blocks))
-        self._share_prefix(match.blocks)
+        """            self.tables.extend(row, match.blocks)
+        self.pool.take_into(self.tables.lengthen(row, self.columns_for(len(tokens)) - len(match.blocks)))
+        if match.blocks:
+            self._share_prefix(match.blocks)
         for place in match.below:
             self.tiers.hold(place)
 """,
@@ -98,9 +101,9 @@ MUTATIONS = [
         "block_manager/manager.py",
         """        for place in match.below:
             self.tiers.hold(place)
-        fresh = self.pool.take_many(self.columns_for(len(tokens)) - len(match.blocks))
+        self.pool.take_into(self.tables.lengthen(row, self.columns_for(len(tokens)) - len(match.blocks)))
 """,
-        """        fresh = self.pool.take_many(self.columns_for(len(tokens)) - len(match.blocks))
+        """        self.pool.take_into(self.tables.lengthen(row, self.columns_for(len(tokens)) - len(match.blocks)))
         for place in match.below:
             self.tiers.hold(place)
 """,
@@ -138,7 +141,7 @@ MUTATIONS = [
     Mutation(
         "an evicted block stays in the index",
         "block_manager/pool.py",
-        "        self.cache.remove(*blocks)\n",
+        "        self.cache.remove(blocks)\n",
         "",
     ),
     Mutation(

@@ -119,7 +119,7 @@ def test_blocks_are_forgotten_in_any_order(cache: PrefixCache, order: tuple[int,
     for block in (1, 2, 3):
         insert(cache, block, -1, content(block, block))
     for count, block in enumerate(order):
-        cache.remove(block)
+        cache.remove((block,))
         assert block not in cache
         assert find(cache, -1, content(block, block)) == 0
         assert all(find(cache, -1, content(b, b)) == b for b in order[count + 1 :])
@@ -129,7 +129,7 @@ def test_blocks_are_forgotten_in_any_order(cache: PrefixCache, order: tuple[int,
 
 def test_forgetting_what_is_not_known_is_our_bug(cache: PrefixCache) -> None:
     with pytest.raises(AssertionError, match="block 5 is not indexed"):
-        cache.remove(5)
+        cache.remove((5,))
 
 
 def test_a_block_tells_its_parent_and_tokens(cache: PrefixCache) -> None:
@@ -178,7 +178,7 @@ def test_many_rows_are_indexed_at_once(cache: PrefixCache) -> None:
     assert cache.publish(tables, token_ids, namespaces, published, rows, ends).tolist() == [2]
     assert (len(cache), cache.check()) == (5, [])
     for block in (2, 1, 8, 7, 6):
-        cache.remove(block)
+        cache.remove((block,))
     assert cache.namespaces.others(0, 8) == []
 
 
@@ -206,7 +206,7 @@ def test_a_name_is_that_of_the_tokens_in_order(cache: PrefixCache) -> None:
 def test_a_block_that_holds_something_else_now_has_another_name(cache: PrefixCache) -> None:
     insert(cache, 3, -2, content(1, 2))
     before = cache.content_of(3)
-    cache.remove(3)
+    cache.remove((3,))
     insert(cache, 3, -2, content(5, 6))
     assert cache.content_of(3) == root_content(-2).followed_by(content(5, 6).tobytes()) != before
 
@@ -317,7 +317,7 @@ def test_check_names_a_chain_that_bites_its_tail() -> None:
 def test_check_names_a_block_that_outlived_its_parent() -> None:
     cache = PrefixCache(8, 2)
     insert_run(cache, [1, 2], -1, content(1, 2, 3, 4))
-    cache.remove(1)
+    cache.remove((1,))
     assert cache.check() == ["indexed blocks have outlived their parents: [2]"]
 
 
@@ -354,10 +354,10 @@ def test_a_namespace_is_forgotten_only_when_its_last_block_is() -> None:
     namespace = cache.namespaces.id_of("a")
     insert(cache, 1, namespace, content(1, 1))
     insert(cache, 2, namespace, content(2, 2))
-    cache.remove(1)
+    cache.remove((1,))
     cache.namespaces._forget_empty()
     assert cache.namespaces.id_of("a") == namespace
-    cache.remove(2)
+    cache.remove((2,))
     cache.namespaces._forget_empty()
     assert cache.namespaces.id_of("a") != namespace
 

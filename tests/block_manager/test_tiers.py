@@ -371,7 +371,7 @@ def test_the_index_tells_what_a_block_holds() -> None:
     index.insert(1, A)
     index.insert(2, B)
     assert (index.content_of(1), index.find(B.digest), index.find(C.digest)) == (A, 2, 0)
-    index.remove(1)
+    index.remove((1,))
     assert (1 in index, 2 in index, index.find(A.digest)) == (False, True, 0)
     assert index.check() == []
 

@@ -326,12 +326,12 @@ def test_idle_columns_that_are_cut_off_do_not_count(manager: WindowedBlockManage
     assert manager.check_integrity() == []
 
 
-def test_lost_frames_count_as_evicted_even_if_that_is_long_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(EvictionHistory, "_CAPACITY", 0)
+def test_lost_frames_count_as_evicted_even_if_that_is_long_forgotten() -> None:
     manager = make()
     run(manager, 0, tokens(24))
     slide(manager, 0, 24)
     give_up_frames(manager)
+    manager.evicted = EvictionHistory(lambda: 0.0)
     miss = manager.explain_miss(tokens(24), manager.match_prefix(tokens(24)))
     assert (miss.reason, miss.seconds_ago) == (MissReason.EVICTED, None)
     assert manager.explain_miss(tokens(9, 900), manager.match_prefix(tokens(9, 900))).reason is MissReason.NEVER_SEEN

@@ -99,11 +99,18 @@ def interpret(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def count_operations(*owners: object) -> Callable[[], int]:
-    """Counts the elements that are read or written from now on in all arrays of these objects; see `interpret`."""
-    counted = []
+    """Counts the elements that are read or written from now on in all arrays of these objects; see `interpret`.
+
+    Arrays in tuples, in which an object keeps what it passes on together, are counted as well.
+    """
+    counted: dict[int, CountedArray] = {}
+
+    def count(value: object) -> object:
+        if isinstance(value, array | np.ndarray):
+            return counted.setdefault(id(value), CountedArray(value))
+        return tuple(map(count, value)) if type(value) is tuple else value
+
     for owner in owners:
         for name, value in vars(owner).items():
-            if isinstance(value, array | np.ndarray):
-                counted.append(CountedArray(value))
-                setattr(owner, name, counted[-1])
-    return lambda: sum(values.operations for values in counted)
+            setattr(owner, name, count(value))
+    return lambda: sum(values.operations for values in counted.values())
