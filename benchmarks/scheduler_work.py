@@ -57,7 +57,7 @@ class Work:
 
     @property
     def additions_per_turn(self) -> int:
-        """Requests added in a turn; each takes three steps."""
+        """Requests added in a turn; each takes five steps."""
         return max(1, self.steps_per_turn // 2)
 
     @property
@@ -69,7 +69,7 @@ class Work:
     def longest(self) -> int:
         """Tokens, prompt included, of the longest sequence when all is measured."""
         first = -(-self.running // self.group) + BLOCK_SIZE
-        return PROMPT + first + ROUNDS * (WARM_UP + self.steps_per_turn + 3 * self.additions_per_turn)
+        return PROMPT + first + ROUNDS * (WARM_UP + self.steps_per_turn + 5 * self.additions_per_turn)
 
     @property
     def earlier(self) -> int:
@@ -184,10 +184,13 @@ class Measurement:
     def _addition(self, key: int) -> float:
         """Microseconds of adding a request, and of the step that admits it beyond one that does not."""
         # Beside its own neighbours: how many sequences cross into a new block may vary from step to step.
+        # Not its nearest ones: the first step after an abort has more to do.
         before = sum(self._step())
+        self._step()
         _, adding = timed(lambda: self._subject.add(key, self._prompts[key]))
         admitting = sum(self._step())
         self._subject.abort(key)
+        self._step()
         after = sum(self._step())
         return adding + admitting - (before + after) / 2
 

@@ -289,8 +289,8 @@ def find_run(bucket, chain, hashes, parents, contents, hasher, parent, tokens, b
     return len(blocks), 0
 
 
-@njit(f"UniTuple(int64, 3)({_INDEX}, uint64[::1], int32[::1], int64, int32[::1])", cache=True)
-def insert_run(bucket, chain, hashes, parents, contents, hasher, blocks, parent, tokens):
+@_helper
+def _insert_run(bucket, chain, hashes, parents, contents, hasher, blocks, parent, tokens):
     """Indexes blocks that follow one another, up to the first whose content another block stands for.
 
     Returns:
@@ -303,12 +303,17 @@ def insert_run(bucket, chain, hashes, parents, contents, hasher, blocks, parent,
     before = hashes[parent] if parent > 0 else parent
     for i in range(len(blocks)):
         found[i] = before = _hash(hasher, before, tokens, i * size, (i + 1) * size)
+    childless = False  # what was not indexed until now has no indexed children, so what follows it has no twin
     for i in range(len(blocks)):
         block = blocks[i]
-        if parents[block] == 0:
-            twin = _search(bucket, chain, hashes, parents, contents, found[i], parent, tokens, i * size)
-            if twin != NULL_BLOCK:
-                return i, inserted, twin
+        if parents[block] != 0:
+            childless = False
+        else:
+            if not childless:
+                twin = _search(bucket, chain, hashes, parents, contents, found[i], parent, tokens, i * size)
+                if twin != NULL_BLOCK:
+                    return i, inserted, twin
+            childless = True
             slot = found[i] & (len(bucket) - 1)
             hashes[block], parents[block] = found[i], parent
             for j in range(size):
@@ -319,18 +324,48 @@ def insert_run(bucket, chain, hashes, parents, contents, hasher, blocks, parent,
     return len(blocks), inserted, NULL_BLOCK
 
 
+_ROWS = "int32[::1], int32[::1]"
+
+
 @njit(
-    f"int64({_INDEX}, uint64[::1], int32[:, ::1], int32[:, ::1], int32[::1], int32[::1], int32[::1], int32[::1],"
-    " int32[::1])",
+    f"UniTuple(int64, 3)({_INDEX}, uint64[::1], int32[:, ::1], int32[::1], {_ROWS}, int64, int64)",
+    cache=True,
+)
+def publish_row(bucket, chain, hashes, parents, contents, hasher, tables, tokens, namespaces, published, row, end):
+    """Indexes a row's blocks up to index ``end``, from where it has got to before.
+
+    They are taken up to the first whose content another block stands for.
+
+    Args:
+        tables: Block tables. tokens: the row's.
+        namespaces: Per row. published: per row, its leading blocks that are indexed; it is brought up to date.
+
+    Returns:
+        How many blocks were indexed, whether a block that follows a namespace is one of them, and that other block.
+    """
+    first, size = published[row], contents.shape[1]
+    if end <= first:
+        return 0, 0, NULL_BLOCK
+    parent = tables[row, first - 1] if first else namespaces[row]
+    blocks = tables[row, first:end]
+    begins = first == 0 and parents[blocks[0]] == 0
+    count, inserted, twin = _insert_run(
+        bucket, chain, hashes, parents, contents, hasher, blocks, parent, tokens[first * size : end * size]
+    )
+    published[row] = first + count
+    return inserted, 1 if begins and count else 0, twin
+
+
+@njit(
+    f"int64({_INDEX}, uint64[::1], int32[:, ::1], int32[:, ::1], {_ROWS}, int32[::1], int32[::1], int32[::1])",
     cache=True,
 )
 def publish(
     bucket, chain, hashes, parents, contents, hasher, tables, token_ids, namespaces, published, rows, ends, results
 ):
-    """`insert_run` for many rows of a matrix of block tables, each from where it has got to before.
+    """`publish_row` for many rows.
 
     Args:
-        published: Per row, its leading blocks that are indexed; it is brought up to date.
         rows: Which. ends: for each, the index up to which its blocks are complete.
         results: Is told for each: 1 if a block that follows a namespace was indexed, 2 if it ended at one that has a
             twin, 3 for both.
@@ -339,20 +374,22 @@ def publish(
         How many blocks were indexed.
     """
     total = 0
-    size = contents.shape[1]
     for i in range(len(rows)):
-        row, first, end = rows[i], published[rows[i]], ends[i]
-        results[i] = 0
-        if end <= first:
-            continue
-        parent = tables[row, first - 1] if first else namespaces[row]
-        blocks = tables[row, first:end]
-        begins = first == 0 and parents[blocks[0]] == 0
-        count, inserted, twin = insert_run(
-            bucket, chain, hashes, parents, contents, hasher, blocks, parent, token_ids[row, first * size : end * size]
+        inserted, begins, twin = publish_row(
+            bucket,
+            chain,
+            hashes,
+            parents,
+            contents,
+            hasher,
+            tables,
+            token_ids[rows[i]],
+            namespaces,
+            published,
+            rows[i],
+            ends[i],
         )
-        published[row] = first + count
-        results[i] = (1 if begins and count else 0) + (2 if twin != NULL_BLOCK else 0)
+        results[i] = begins + (2 if twin != NULL_BLOCK else 0)
         total += inserted
     return total
 

@@ -27,7 +27,6 @@ import numpy as np
 import numpy.typing as npt
 
 from octavo.block_manager.hashing import ALL_BITS, root_content
-from octavo.block_manager.loops import NULL_BLOCK
 from octavo.block_manager.misses import NEVER_SEEN, EvictionHistory, Miss, MissReason
 from octavo.block_manager.pins import Pin, Pins
 from octavo.block_manager.pool import BlockPool, DevicePool
@@ -216,7 +215,7 @@ class BlockManager:
 
     def _match_device(self, tokens: Tokens, namespace: int, limit: int) -> tuple[list[int], int, int]:
         """The device's blocks among the first ``limit``, how many have no owner, and the hash of the first it lacks."""
-        blocks, missed = self.cache.find_run(namespace, tokens[: limit * self.block_size])
+        blocks, missed = self.cache.find_run(namespace, tokens, limit)
         if not len(blocks):
             return [], 0, missed
         return blocks.tolist(), int((self.pool.reference_counts[blocks] == 0).sum()), missed
@@ -261,7 +260,7 @@ class BlockManager:
         if (seconds := self.evicted.seconds_since(missed)) is not None:
             return Miss(MissReason.EVICTED, seconds)
         others = self.cache.namespaces.others(match.namespace, _OTHER_SALTS) if not found else []
-        if others and any(len(self.cache.find_run(other, tokens[:size])[0]) for other in others):
+        if others and any(len(self.cache.find_run(other, tokens, 1)[0]) for other in others):
             return Miss(MissReason.OTHER_SALT)
         return NEVER_SEEN
 
@@ -316,7 +315,7 @@ class BlockManager:
         if match.private:
             self._private.add(row)
         elif self.prefix_caching:
-            twin = self._publish_run(row, tokens, match.num_tokens // self.block_size)
+            twin = self._publish_row(row, tokens, match.num_tokens // self.block_size)
             assert not twin, f"block {twin} holds what was looked for below the device"
 
     def hits(self, match: PrefixMatch) -> dict[Tier, int]:
@@ -407,7 +406,7 @@ class BlockManager:
         """
         if not self.prefix_caching or row in self._private:
             return
-        if self._publish_run(row, tokens, num_computed // self.block_size):
+        if self._publish_row(row, tokens, num_computed // self.block_size):
             self._duplicates.add(row)
 
     def publish_all(self, rows: Tokens, token_ids: Tokens, num_computed: Tokens) -> None:
@@ -430,7 +429,7 @@ class BlockManager:
         if row not in self._duplicates:
             return
         self._duplicates.discard(row)
-        while twin := self._publish_run(row, tokens, num_computed // self.block_size):
+        while twin := self._publish_row(row, tokens, num_computed // self.block_size):
             index = int(self._published[row])
             mine = int(self.tables.ids[row, index])
             available = self.pool.available
@@ -706,15 +705,9 @@ class BlockManager:
         """Gives up all blocks of a row, whose table is empty already."""
         self.pool.release(blocks)
 
-    def _publish_run(self, row: int, tokens: Tokens, end: int) -> int:
+    def _publish_row(self, row: int, tokens: Tokens, end: int) -> int:
         """Publishes the row's blocks up to index ``end``, or up to the first one that has a twin, which it returns."""
-        first = int(self._published[row])
-        if end <= first:
-            return NULL_BLOCK
-        tokens = tokens[first * self.block_size : end * self.block_size]
-        count, twin = self.cache.insert_run(self.tables.ids[row, first:end], self._parent(row, first), tokens)
-        self._published[row] = first + count
-        return twin
+        return self.cache.publish_row(self.tables.ids, tokens, self._namespace, self._published, row, end)
 
     def _parent(self, row: int, index: int) -> int:
         return int(self.tables.ids[row, index - 1] if index else self._namespace[row])

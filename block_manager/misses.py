@@ -31,6 +31,7 @@ class Miss(NamedTuple):
 
 
 NEVER_SEEN = Miss(MissReason.NEVER_SEEN)
+NOT_READ = Miss(MissReason.NOT_READ)
 
 
 class EvictionHistory:
@@ -61,6 +62,6 @@ class EvictionHistory:
     def seconds_since(self, hashed: int) -> float | None:
         """How long ago a block of this hash was evicted; None if that is not remembered."""
         place = hashed & (self.SLOTS - 1)
-        if not hashed or self._hashes[place] != hashed:
+        if not hashed or self._hashes.item(place) != hashed:
             return None
-        return self._clock() - float(self._times[place])
+        return self._clock() - self._times.item(place)

@@ -67,52 +67,55 @@ class PrefixCache:
     def __contains__(self, block: int) -> bool:
         return bool(self.indexed[block])
 
-    def find_run(self, parent: int, tokens: Int32s) -> tuple[Int32s, int]:
-        """The blocks that hold these tokens, one after another, up to the first that none holds: int32 ``[≤ n]``.
+    def find_run(self, parent: int, tokens: Int32s, count: int) -> tuple[Int32s, int]:
+        """The blocks that hold these tokens, one after another, up to the first that none holds: int32 ``[≤ count]``.
 
         Args:
             parent: What the first one follows: a block id, or a namespace's (negative) id at a prompt's beginning.
-            tokens: int32 ``[n · block_size]``, contiguous.
+            tokens: int32 ``[≥ count · block_size]``, contiguous.
+            count: How many blocks to look for.
 
         Returns:
             The blocks, and the hash of what the first missing one would hold (see `hash_after`).
         """
-        blocks = np.empty(len(tokens) // self.block_size, dtype=np.int32)
-        count, missed = loops.find_run(*self._index, parent, tokens, blocks)
-        return blocks[:count] if count else _NOTHING, missed
+        blocks = np.empty(count, dtype=np.int32)
+        found, missed = loops.find_run(*self._index, parent, tokens, blocks)
+        return blocks[:found] if found else _NOTHING, missed
 
     def hash_after(self, parent: int, tokens: Int32s) -> int:
-        """The hash that the last of some full blocks would have after this parent; ``tokens`` as for `find_run`."""
+        """The hash that the last of some full blocks would have after this parent: int32 ``[n · block_size]``."""
         before = self.hash_of(parent) if parent > 0 else parent
         found: int = loops.chain_hash(self._hasher, before, tokens, self.block_size)
         return found
 
-    def insert_run(self, blocks: Int32s, parent: int, tokens: Int32s) -> tuple[int, int]:
-        """Indexes blocks that follow one another, up to the first whose content another block stands for already.
+    def publish_row(
+        self, tables: Int32s, tokens: Int32s, namespaces: Int32s, published: Int32s, row: int, end: int
+    ) -> int:
+        """Indexes a sequence's blocks that are complete, up to the first whose content another block stands for.
+
+        Blocks that are indexed already (a forked sibling's) are taken as they are.
 
         Args:
-            blocks: int32 ``[n]``, in order. Those that are indexed already (a forked sibling's) are taken as they are.
-            parent, tokens: As for `find_run`.
+            tables: int32 ``[num_rows, max_blocks]``. tokens: int32 ``[≥ end · block_size]``, the row's.
+            namespaces: Per row. published: per row, its leading blocks that are indexed; brought up to date.
+            end: How many of the row's leading blocks are complete.
 
         Returns:
-            How many of the blocks are indexed now, and the block that stands for the next one's content, or the
-            null block if all are.
+            That other block, or the null block if there is none.
         """
-        begins = parent < 0 and len(blocks) > 0 and not self.indexed[blocks[0]]
-        count, inserted, twin = loops.insert_run(*self._index, blocks, parent, tokens)
+        inserted, begins, twin = loops.publish_row(*self._index, tables, tokens, namespaces, published, row, end)
         self._size += inserted
-        if begins and count:
-            self.namespaces.count(parent, +1)
-        return count, twin
+        if begins:
+            self.namespaces.count(int(namespaces[row]), +1)
+        return int(twin)
 
     def publish(
         self, tables: Int32s, token_ids: Int32s, namespaces: Int32s, published: Int32s, rows: Int32s, ends: Int32s
     ) -> Int32s:
-        """`insert_run` for many sequences at once.
+        """`publish_row` for many sequences at once.
 
         Args:
-            tables: int32 ``[num_rows, max_blocks]``. token_ids: int32 ``[num_rows, max_tokens]``.
-            namespaces: Per row. published: per row, its leading blocks that are indexed; brought up to date.
+            token_ids: int32 ``[num_rows, max_tokens]``.
             rows: int32 ``[n]``. ends: int32 ``[n]``, how many of their leading blocks are complete.
 
         Returns:
@@ -259,6 +262,8 @@ class Namespaces:
 
     def others(self, namespace: int, limit: int) -> list[int]:
         """Up to ``limit`` other namespaces that have indexed blocks, the youngest first."""
+        if len(self._blocks) <= (namespace in self._blocks):
+            return []
         youngest = islice(reversed(self._blocks), limit + 1)
         return [other for other in youngest if other != namespace][:limit]
 

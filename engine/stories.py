@@ -7,7 +7,7 @@ from typing import Any
 from octavo.engine.live import preemption_view, waiting_view
 from octavo.engine.messages import ReadStory
 from octavo.engine.views import Story, StoryEvent
-from octavo.scheduler.decisions import PreemptionRecord, Wait
+from octavo.scheduler.decisions import LookUp, PreemptionRecord, Wait
 from octavo.scheduler.history import Event
 from octavo.scheduler.request import SequenceState
 from octavo.scheduler.scheduler import Scheduler
@@ -67,6 +67,15 @@ def _data(event: Event, now: float) -> dict[str, Any]:
         case PreemptionRecord() as record:
             view = preemption_view(0, record, now)
             return {name: getattr(view, name) for name in _TOLD}
+        case LookUp() as look_up:
+            return {
+                "waited": look_up.waited,
+                "tokens": look_up.tokens,
+                "hits": {tier.name.lower(): tokens for tier, tokens in look_up.hits.items() if tokens},
+                "computes": look_up.tokens - look_up.found,
+                "miss": str(look_up.miss.reason),
+                "evicted_ago": look_up.miss.seconds_ago,
+            }
         case Wait(reason, short, behind):
             return {
                 "reason": str(reason),

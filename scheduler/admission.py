@@ -21,7 +21,7 @@ from itertools import islice
 import numpy as np
 
 from octavo.block_manager.manager import PrefixMatch
-from octavo.block_manager.misses import Miss, MissReason
+from octavo.block_manager.misses import NOT_READ
 from octavo.block_manager.tiers import Tier
 from octavo.scheduler.beams import Beams
 from octavo.scheduler.decisions import LookUp, PreemptionReason, Wait, WaitReason
@@ -325,30 +325,18 @@ class Admission:
         return row, end - match.num_tokens
 
     def _record_look_up(self, sequence: Sequence, match: PrefixMatch) -> None:
-        state = self._state
-        hits = state.manager.hits(match)
-        if sequence.request.sampling.reads_cache:
-            miss = state.manager.explain_miss(sequence.tokens, match)
-        else:
-            miss = Miss(MissReason.NOT_READ)
-        self._tell(sequence, match, hits, miss)
-        state.decisions.add_look_up(LookUp(state.counters.steps, sequence.stream, len(sequence.tokens), hits, miss))
-
-    def _tell(self, sequence: Sequence, match: PrefixMatch, hits: dict[Tier, int], miss: Miss) -> None:
-        now, history = self._state.clock(), sequence.request.history
+        state, tokens, history = self._state, sequence.tokens, sequence.request.history
+        reads = sequence.request.sampling.reads_cache
+        miss = state.manager.explain_miss(tokens, match) if reads else NOT_READ
+        now, hits = state.clock(), state.manager.hits(match)
         if sequence.admitted is None:
             sequence.admitted = now
         if history.cached_tokens is None:
             history.cached_tokens = match.num_tokens
-        told = {
-            "waited": now - sequence.queued,
-            "tokens": len(sequence.tokens),
-            "hits": {tier.name.lower(): tokens for tier, tokens in hits.items() if tokens},
-            "computes": len(sequence.tokens) - match.num_tokens,
-            "miss": str(miss.reason),
-            "evicted_ago": miss.seconds_ago,
-        }
-        history.add(now, EventKind.ADMITTED, sequence.index, told)
+        waited = now - sequence.queued
+        look_up = LookUp(state.counters.steps, sequence.stream, len(tokens), match.num_tokens, hits, miss, waited)
+        history.add(now, EventKind.ADMITTED, sequence.index, look_up)
+        state.decisions.add_look_up(look_up)
 
     def _record_return(self, sequence: Sequence, match: PrefixMatch) -> None:
         counters, size = self._state.counters, self._state.manager.block_size

@@ -93,18 +93,21 @@ class PreemptionRecord:
 
 
 class LookUp(NamedTuple):
-    """One prefix look-up at admission.
+    """One prefix look-up, of a sequence that was let in.
 
     Attributes:
-        tokens: Tokens looked up. hits: tokens found, by tier.
+        tokens: Tokens looked up. found: how many of them were. hits: the same, by tier.
         miss: Why the next block was not found.
+        waited: Seconds that the sequence had waited.
     """
 
     step: int
     stream: int
     tokens: int
+    found: int
     hits: dict[Tier, int]
     miss: Miss
+    waited: float
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from octavo.scheduler.decisions import PreemptionRecord, Wait, WaitReason
+from octavo.scheduler.decisions import LookUp, PreemptionRecord, Wait, WaitReason
 
 # Events of one request, and how many of them may tell of waits: reasons may alternate for as long as one waits.
 MOST_EVENTS = 256
@@ -47,7 +47,7 @@ class Event(NamedTuple):
     time: float
     kind: EventKind
     sequence: int
-    data: Mapping[str, Any] | PreemptionRecord | Wait
+    data: Mapping[str, Any] | LookUp | PreemptionRecord | Wait
 
 
 @dataclass(eq=False, slots=True)
@@ -73,10 +73,11 @@ class History:
     _reasons: dict[int, WaitReason] = field(default_factory=dict)
 
     def add(
-        self, time: float, kind: EventKind, index: int, data: Mapping[str, Any] | PreemptionRecord = _NO_DATA
+        self, time: float, kind: EventKind, index: int, data: Mapping[str, Any] | LookUp | PreemptionRecord = _NO_DATA
     ) -> None:
         """Notes an event; an end is kept in any case."""
-        self._reasons.pop(index, None)
+        if self._reasons:
+            self._reasons.pop(index, None)
         if len(self.events) < MOST_EVENTS or kind is EventKind.FINISHED:
             self.events.append(Event(time, kind, index, data))
         else:

@@ -10,6 +10,8 @@ the same arrays as its input; only the scheduler writes them, and only between s
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 import numpy.typing as npt
 
@@ -26,39 +28,40 @@ Float32s = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 
 
-# A row's columns lie beside each other, and are all written at once: storing one number into an array takes as long
-# as storing all of them into a record.
-_RECORD = np.dtype(
-    [
-        ("num_tokens", np.int32),
-        ("num_computed", np.int32),
-        ("limit", np.int32),
-        ("prompt_len", np.int32),
-        ("min_len", np.int32),
-        ("tenant", np.int32),
-        ("beam_width", np.int32),
-        ("top_k", np.int32),
-        ("temperature", np.float32),
-        ("top_p", np.float32),
-        ("min_p", np.float32),
-        ("presence_penalty", np.float32),
-        ("frequency_penalty", np.float32),
-        ("repetition_penalty", np.float32),
-        ("num_logprobs", np.int32),
-        ("num_prompt_logprobs", np.int32),
-        ("pooling", np.int32),
-        ("stream", np.int64),
-        ("seed", np.uint64),
-        ("withheld", np.bool_),
-        ("unforked", np.bool_),
-        ("stops_at_eos", np.bool_),
-        ("has_stop_ids", np.bool_),
-        ("wants_logprobs", np.bool_),
-        ("edited", np.bool_),
-        ("constrained", np.bool_),
-    ],
-    align=True,
+# A row's columns lie beside each other and are all written at once: storing one number into an array takes as long as
+# packing all of them. The letters are those of `struct` and of numpy alike.
+_COLUMNS = (
+    ("num_tokens", "i"),
+    ("num_computed", "i"),
+    ("limit", "i"),
+    ("prompt_len", "i"),
+    ("min_len", "i"),
+    ("tenant", "i"),
+    ("beam_width", "i"),
+    ("top_k", "i"),
+    ("temperature", "f"),
+    ("top_p", "f"),
+    ("min_p", "f"),
+    ("presence_penalty", "f"),
+    ("frequency_penalty", "f"),
+    ("repetition_penalty", "f"),
+    ("num_logprobs", "i"),
+    ("num_prompt_logprobs", "i"),
+    ("pooling", "i"),
+    ("stream", "q"),
+    ("seed", "Q"),
+    ("withheld", "?"),
+    ("unforked", "?"),
+    ("stops_at_eos", "?"),
+    ("has_stop_ids", "?"),
+    ("wants_logprobs", "?"),
+    ("edited", "?"),
+    ("constrained", "?"),
 )
+_RECORD = np.dtype(list(_COLUMNS), align=True)
+_PACKED = struct.Struct("@" + "".join(letter for _, letter in _COLUMNS))
+# Numpy's records end where the next one may begin.
+assert 0 <= _RECORD.itemsize - _PACKED.size < _RECORD.alignment
 
 
 class Rows:
@@ -90,6 +93,7 @@ class Rows:
     def __init__(self, num_rows: int, max_model_len: int) -> None:
         self.token_ids: Int32s = np.zeros((num_rows, max_model_len), dtype=np.int32)
         self._records: npt.NDArray[np.void] = np.zeros(num_rows, dtype=_RECORD)
+        self._packed = self._records.view(np.uint8).data
         self.num_tokens: Int32s = self._records["num_tokens"]
         self.num_computed: Int32s = self._records["num_computed"]
         self.limit: Int32s = self._records["limit"]
@@ -133,7 +137,10 @@ class Rows:
         request, sampling, tokens = sequence.request, sequence.request.sampling, sequence.tokens
         length, num_prompt, chooses = len(tokens), len(request.prompt), sampling.chooses
         self.token_ids[row, :length] = tokens
-        self._records[row] = (  # in the order of `_RECORD`
+        _PACKED.pack_into(
+            self._packed,
+            row * _RECORD.itemsize,
+            # In the order of `_COLUMNS`.
             length,
             num_computed,
             request.limit,
@@ -141,7 +148,7 @@ class Rows:
             min(num_prompt + sampling.min_tokens, request.limit),
             request.tenant.index,
             sampling.beam_width,
-            max(sampling.top_k, 0),
+            sampling.top_k if sampling.top_k > 0 else 0,
             0.0 if sampling.greedy else sampling.temperature,
             max(sampling.top_p, 1e-30),  # the likeliest token always stays
             sampling.min_p,
@@ -150,7 +157,7 @@ class Rows:
             sampling.repetition_penalty,
             -1 if sampling.logprobs is None else sampling.logprobs,
             -1 if sampling.prompt_logprobs is None else sampling.prompt_logprobs,
-            POOLINGS.index(sampling.pooling),
+            POOLINGS.index(sampling.pooling) if sampling.pooling else 0,
             sequence.stream,
             (request.seed + sequence.index * SIBLING_SEED_STEP) % _TWO_TO_64,
             chooses,

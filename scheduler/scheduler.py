@@ -35,7 +35,7 @@ from octavo.scheduler.decisions import Wait, WaitReason
 from octavo.scheduler.faults import Suspects
 from octavo.scheduler.forks import Forks
 from octavo.scheduler.growth import Growth
-from octavo.scheduler.history import EventKind, History
+from octavo.scheduler.history import Event, EventKind, History
 from octavo.scheduler.lookahead import LookAhead
 from octavo.scheduler.pinning import Pinning
 from octavo.scheduler.plan import Finished, Float32s, Int32s, Sampled, Started, StepPlan, StepResult
@@ -54,6 +54,17 @@ _LEAST_PREFILL = 32
 
 # Steps between two looks at whether lower tiers are worth coming back from.
 _JUDGE_TIERS_STEPS = 16
+
+
+def _with(rows: Int32s, lens: Int32s, admitted: list[tuple[int, int]]) -> tuple[Int32s, Int32s]:
+    """Rows and tokens for each, with those that were let in behind them."""
+    both = np.empty((2, len(rows) + len(admitted)), dtype=np.int32)
+    both[0, : len(rows)] = rows
+    both[1, : len(rows)] = lens
+    for place, (row, chunk) in enumerate(admitted, len(rows)):
+        both[0, place] = row
+        both[1, place] = chunk
+    return both[0], both[1]
 
 
 class Scheduler:
@@ -88,7 +99,7 @@ class Scheduler:
         self.max_model_len = max_model_len
         self.rows = Rows(config.max_num_seqs, max_model_len)
         waiting = make_queue(config.policy)
-        running = Running(waiting.order, config.max_num_seqs)
+        running = Running(waiting.order)
         self.state = State(config, manager, self.rows, running, waiting, Tenants(config.tenants), clock)
         self.pinning = Pinning(self.state)
         self._eos = np.zeros(vocab_size, dtype=np.bool_)
@@ -176,8 +187,8 @@ class Scheduler:
             raise QueueFullError(f"{ahead} sequences are waiting already, the most this server allows")
         assert key not in self.state.requests, f"request {key} exists already"
         now = self.state.clock()
-        history = History(key, owner.name, len(tokens), now)
-        history.add(now, EventKind.QUEUED, 0, {"prompt_tokens": len(tokens), "ahead": ahead})
+        queued = Event(now, EventKind.QUEUED, 0, {"prompt_tokens": len(tokens), "ahead": ahead})
+        history = History(key, owner.name, len(tokens), now, [queued])
         request = Request(
             key=key,
             number=self._arrivals,
@@ -316,8 +327,7 @@ class Scheduler:
         self._publish(rows, lens)
         if nobody_gave_way:
             if admitted := self._admission.admit(budget):
-                new = np.array(admitted, dtype=np.int32)
-                rows, lens = np.concatenate((rows, new[:, 0])), np.concatenate((lens, new[:, 1]))
+                rows, lens = _with(rows, lens, admitted)
         else:
             self._admission.note(WaitReason.PREEMPTION)
         return self._plan(rows, lens, copies)
@@ -391,15 +401,18 @@ class Scheduler:
 
     def _started(self, rows: Int32s) -> tuple[tuple[Started, ...], tuple[tuple[int, int], ...]]:
         """What to tell of sequences whose prompt is complete: how they came to it, and the pins asked for."""
-        owners = [self.state.owner(row) for row in rows.tolist()]
-        now = self.state.clock() if owners else 0.0
-        started = [self._start_of(s, now) for s in owners if s.index < s.request.sampling.n]
-        wished = [sequence for sequence in owners if sequence.request.pin_ttl is not None]
-        pinned = [pin for sequence in wished if (pin := self._pin_prompt(sequence)) is not None]
+        started, pinned = [], []
+        for row in rows.tolist():
+            sequence = self.state.owner(row)
+            if sequence.index < sequence.request.sampling.n:
+                started.append(self._start_of(sequence))
+            if sequence.request.pin_ttl is not None and (pin := self._pin_prompt(sequence)) is not None:
+                pinned.append(pin)
         return tuple(started), tuple(pinned)
 
-    def _start_of(self, sequence: Sequence, now: float) -> Started:
+    def _start_of(self, sequence: Sequence) -> Started:
         assert sequence.admitted is not None, f"sequence {sequence.order} was not let in"
+        now = self.state.clock()
         seconds = now - sequence.admitted
         if not sequence.index:
             sequence.request.history.add(now, EventKind.PROMPT_DONE, 0, {"seconds": seconds})

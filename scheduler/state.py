@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -52,11 +53,11 @@ class Running:
         order: That order.
     """
 
-    def __init__(self, order: Order, most: int) -> None:
+    def __init__(self, order: Order) -> None:
         self.order = order
         self._sequences: list[Sequence] = []
-        self._rows: Int32s = np.empty(most, dtype=np.int32)  # theirs, in order, at the beginning
-        self._stale = False  # the rows are to be written anew
+        self._numbers = array("i")  # their rows
+        self._rows: Int32s | None = None  # the same, once asked for
 
     def __len__(self) -> int:
         return len(self._sequences)
@@ -66,29 +67,23 @@ class Running:
 
     @property
     def rows(self) -> Int32s:
-        """Their rows, in order; rebuilt only when somebody came or went."""
-        count = len(self._sequences)
-        if self._stale:
-            # Not in place: whoever still has the rows of before may go on with them.
-            self._rows = np.empty_like(self._rows)
-            self._rows[:count] = [sequence.row for sequence in self._sequences]
-            self._stale = False
-        return self._rows[:count]
+        """Their rows, in order; copied anew when somebody came or went, so that those of before stay as they were."""
+        if self._rows is None:
+            self._rows = np.array(self._numbers, dtype=np.int32)
+        return self._rows
 
     def enter(self, sequence: Sequence) -> None:
         """Adds a sequence that has a row."""
-        last = not self._sequences or self.order(self._sequences[-1]) < self.order(sequence)
-        if last and not self._stale:
-            self._rows[len(self._sequences)] = sequence.row
-            self._sequences.append(sequence)
-        else:
-            bisect.insort(self._sequences, sequence, key=self.order)
-            self._stale = True
+        place = bisect.bisect_left(self._sequences, self.order(sequence), key=self.order)
+        self._sequences.insert(place, sequence)
+        self._numbers.insert(place, sequence.row)
+        self._rows = None
 
     def leave(self, sequence: Sequence) -> None:
         """Takes a sequence out."""
-        del self._sequences[bisect.bisect_left(self._sequences, self.order(sequence), key=self.order)]
-        self._stale = True
+        place = bisect.bisect_left(self._sequences, self.order(sequence), key=self.order)
+        del self._sequences[place], self._numbers[place]
+        self._rows = None
 
 
 @dataclass(slots=True)

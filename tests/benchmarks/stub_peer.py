@@ -28,6 +28,8 @@ class Clock:
 class FakeScheduler:
     """Takes 300 µs to plan a step and 5 more for each that it admits, 200 to take it in, 7 to queue a request.
 
+    After an abort it takes 100 more to plan the next step.
+
     Attributes:
         drift: Microseconds by which each step takes longer than the last.
         lengths: Tokens of each running sequence.
@@ -44,6 +46,7 @@ class FakeScheduler:
         self.lengths: dict[int, int] = {}
         self.crossings: list[int] = []
         self._waiting: dict[int, int] = {}
+        self._aborted = 0
 
     @property
     def num_running(self) -> int:
@@ -59,10 +62,12 @@ class FakeScheduler:
     def abort(self, key: int) -> None:
         self.clock.tick(1000)
         del self.lengths[key]
+        self._aborted += 1
 
     def schedule(self) -> int:
         self._sign()
-        self.clock.tick(300 + 5 * len(self._waiting) + self.drift * len(self.crossings))
+        self.clock.tick(300 + 5 * len(self._waiting) + 100 * self._aborted + self.drift * len(self.crossings))
+        self._aborted = 0
         self.crossings.append(sum(length % scheduler_work.BLOCK_SIZE == 0 for length in self.lengths.values()))
         self.lengths |= self._waiting
         self._waiting.clear()

@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from blocks import Tokens, insert_run
 
 from octavo.block_manager.column_pool import ColumnPool
 from octavo.block_manager.free_list import FreeList
 from octavo.block_manager.groups import LayerGroups
-from octavo.block_manager.pool import BlockCounts, ids
+from octavo.block_manager.pool import BlockCounts
 from octavo.block_manager.prefix_cache import PrefixCache
 
 BLOCK_SIZE = 2
@@ -24,7 +25,7 @@ def make_pool(
     full: int = 1,
     windowed: int = 2,
     num_columns: int | None = None,
-    on_evict: Callable[[list[int]], None] | None = None,
+    on_evict: Callable[[Tokens], None] | None = None,
 ) -> ColumnPool:
     """A pool of a model with so many groups of each kind, one layer in each."""
     groups = LayerGroups(tuple((layer,) for layer in range(full + windowed)), num_full=full, window=8)
@@ -34,7 +35,7 @@ def make_pool(
 
 def index(pool: ColumnPool, column: int, content: int | None = None) -> None:
     tokens = np.array([column if content is None else content] * BLOCK_SIZE, dtype=np.int32)
-    assert pool.cache.insert_run(ids([column]), NAMESPACE, tokens) == (1, 0)
+    assert insert_run(pool.cache, [column], NAMESPACE, tokens) == (1, 0)
 
 
 def used_once(pool: ColumnPool, count: int) -> list[int]:

@@ -123,8 +123,8 @@ MUTATIONS = [
     Mutation(
         "blocks are published one token early",
         "block_manager/manager.py",
-        "if self._publish_run(row, tokens, num_computed // self.block_size):",
-        "if self._publish_run(row, tokens, (num_computed + 1) // self.block_size):",
+        "if self._publish_row(row, tokens, num_computed // self.block_size):",
+        "if self._publish_row(row, tokens, (num_computed + 1) // self.block_size):",
     ),
     Mutation(
         "a merged duplicate keeps its block",

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from blocks import Tokens, count_operations, interpret
+from blocks import Tokens, count_operations, insert_run, interpret
 from factories import forget_idle
 
 from octavo.block_manager.loops import SPAN_BOUNDS
-from octavo.block_manager.pool import BlockAge, BlockCounts, BlockPool, ids
+from octavo.block_manager.pool import BlockAge, BlockCounts, BlockPool
 from octavo.block_manager.prefix_cache import PrefixCache
 
 Pool = BlockPool[PrefixCache]
@@ -19,11 +19,11 @@ Pool = BlockPool[PrefixCache]
 BLOCK_SIZE = 2
 
 
-def make_pool(num_blocks: int = 4, on_evict: Callable[[list[int]], None] | None = None) -> Pool:
+def make_pool(num_blocks: int = 4, on_evict: Callable[[Tokens], None] | None = None) -> Pool:
     return BlockPool(num_blocks, PrefixCache(num_blocks, BLOCK_SIZE), on_evict)
 
 
-def cached_pool(num_blocks: int = 4, on_evict: Callable[[list[int]], None] | None = None) -> Pool:
+def cached_pool(num_blocks: int = 4, on_evict: Callable[[Tokens], None] | None = None) -> Pool:
     """A pool whose blocks were all used once, in ascending order, and are all cached; 1 is the oldest."""
     pool = make_pool(num_blocks, on_evict)
     for block in pool.take_many(num_blocks):
@@ -33,7 +33,7 @@ def cached_pool(num_blocks: int = 4, on_evict: Callable[[list[int]], None] | Non
 
 
 def index(pool: Pool, block: int) -> None:
-    assert pool.cache.insert_run(ids([block]), -1, content_of(block)) == (1, 0)
+    assert insert_run(pool.cache, [block], -1, content_of(block)) == (1, 0)
 
 
 def content_of(block: int) -> Tokens:
@@ -326,8 +326,8 @@ def share_and_release(pool: Pool) -> None:
         lambda pool: (pool.release(pool.take_many(3)), pool.available, pool.counts),
         lambda pool: pool.touch(7),
         lambda pool: pool.forget(7),
-        lambda pool: pool.cache.find_run(-1, content_of(7)),
-        lambda pool: pool.cache.insert_run(pool.take_many(2), -1, np.array([1, 1, 2, 2], dtype=np.int32)),
+        lambda pool: pool.cache.find_run(-1, content_of(7), 1),
+        lambda pool: insert_run(pool.cache, pool.take_many(2).tolist(), -1, np.array([1, 1, 2, 2], dtype=np.int32)),
         share_and_release,
     ],
     ids=["take", "take and release", "touch", "forget", "find", "take and index", "share and release"],

@@ -6,19 +6,14 @@ import random
 
 import numpy as np
 import pytest
-from blocks import Tokens
+from blocks import Tokens, insert_run
 
 from octavo.block_manager.hashing import ALL_BITS, Content, root_content
-from octavo.block_manager.pool import ids
 from octavo.block_manager.prefix_cache import Namespaces, PrefixCache
 
 
 def content(*tokens: int) -> Tokens:
     return np.array(tokens, dtype=np.int32)
-
-
-def insert_run(cache: PrefixCache, blocks: list[int], parent: int, tokens: Tokens) -> tuple[int, int]:
-    return cache.insert_run(ids(blocks), parent, tokens)
 
 
 def insert(cache: PrefixCache, block: int, parent: int, tokens: Tokens) -> None:
@@ -27,7 +22,7 @@ def insert(cache: PrefixCache, block: int, parent: int, tokens: Tokens) -> None:
 
 def find(cache: PrefixCache, parent: int, tokens: Tokens) -> int:
     """The block that holds what one block can hold, or the null block."""
-    (block,) = cache.find_run(parent, tokens)[0].tolist() or [0]
+    (block,) = cache.find_run(parent, tokens, len(tokens) // cache.block_size)[0].tolist() or [0]
     return int(block)
 
 
@@ -160,9 +155,9 @@ def test_a_hash_depends_on_the_namespace() -> None:
 
 def test_a_look_up_tells_the_hash_of_what_it_missed(cache: PrefixCache) -> None:
     insert_run(cache, [1, 2], -2, content(1, 2, 3, 4))
-    blocks, missed = cache.find_run(-2, content(1, 2, 3, 4, 5, 6, 7, 8))
+    blocks, missed = cache.find_run(-2, content(1, 2, 3, 4, 5, 6, 7, 8), 4)
     assert (blocks.tolist(), missed) == ([1, 2], cache.hash_after(2, content(5, 6)))
-    assert cache.find_run(-2, content(1, 2))[0].tolist() == [1]
+    assert cache.find_run(-2, content(1, 2), 1)[0].tolist() == [1]
 
 
 def test_many_rows_are_indexed_at_once(cache: PrefixCache) -> None:

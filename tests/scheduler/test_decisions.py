@@ -62,7 +62,7 @@ def test_only_the_latest_records_are_kept_and_all_are_counted() -> None:
     decisions = Decisions()
     for step in range(5_000):
         decisions.add_preemption(record(step))
-        decisions.add_look_up(LookUp(step, 1, 8, {}, Miss(MissReason.NEVER_SEEN)))
+        decisions.add_look_up(LookUp(step, 1, 8, 0, {}, Miss(MissReason.NEVER_SEEN), 0.0))
     for kept in (decisions.preemptions, decisions.look_ups):
         assert [entry.step for entry in kept] == list(range(5_000 - 1_024, 5_000))
     assert decisions.preemptions_by.total() == decisions.misses.total() == 5_000

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,9 @@ import numpy.typing as npt
 import pytest
 
 from octavo.block_manager import loops
+from octavo.block_manager.free_list import ids
 from octavo.block_manager.manager import BlockManager, PrefixMatch, SwappedBlocks
+from octavo.block_manager.prefix_cache import PrefixCache
 from octavo.block_manager.tiers import Tier, Transfer
 
 SIZE = 4
@@ -96,6 +98,20 @@ def interpret(monkeypatch: pytest.MonkeyPatch) -> None:
         if hasattr(function, "py_func"):
             monkeypatch.setattr(loops, name, function.py_func)
     monkeypatch.setattr(loops, "_hash", lambda hasher, parent, tokens, begin, end: int(tokens[begin]))
+
+
+def insert_run(
+    cache: PrefixCache, blocks: Sequence[int], parent: int, tokens: npt.NDArray[np.int32]
+) -> tuple[int, int]:
+    """Indexes blocks that follow one another and then ``parent``: how many are indexed now, and the next one's twin."""
+    known = [parent] if parent > 0 else []
+    before = np.zeros(len(known) * cache.block_size, dtype=np.int32)
+    published = ids([len(known)])
+    row = 0, len(known) + len(blocks)
+    twin = cache.publish_row(
+        ids([*known, *blocks])[None], np.concatenate((before, tokens)), ids([parent]), published, *row
+    )
+    return int(published[0]) - len(known), twin
 
 
 def count_operations(*owners: object) -> Callable[[], int]:
