@@ -145,6 +145,18 @@ MUTATIONS = [
         "",
     ),
     Mutation(
+        "what follows a block that was indexed before is not held against others",
+        "block_manager/loops.py",
+        "            childless = False\n        else:\n",
+        "            childless = True\n        else:\n",
+    ),
+    Mutation(
+        "a namespace is not told that its first block is gone",
+        "block_manager/loops.py",
+        "            namespaces[first] = parents[block]\n            first += 1\n",
+        "            pass\n",
+    ),
+    Mutation(
         "the most recently used content is evicted first",
         "block_manager/loops.py",
         "            link_last(links, block)\n            cached",
