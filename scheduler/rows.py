@@ -57,6 +57,7 @@ _COLUMNS = (
     ("wants_logprobs", "?"),
     ("edited", "?"),
     ("constrained", "?"),
+    ("plain", "?"),
 )
 _RECORD = np.dtype(list(_COLUMNS), align=True)
 _PACKED = struct.Struct("@" + "".join(letter for _, letter in _COLUMNS))
@@ -82,6 +83,7 @@ class Rows:
         num_logprobs, num_prompt_logprobs: int32; likeliest tokens to give beside each sampled one, or beside each of
             the prompt; −1: no log-probabilities at all.
         pooling: int32; how the prompt's hidden states become one vector, an index into `POOLINGS`.
+        plain: bool; each next token is simply the likeliest one, and nothing is told of it.
         edited, constrained: bool; some tokens are favoured or forbidden, and: a grammar is followed.
         tenant: int32; index of whose it is.
         wants_logprobs: bool; the log-probabilities of sampled tokens are asked for.
@@ -120,6 +122,7 @@ class Rows:
         self.wants_logprobs: Bools = self._records["wants_logprobs"]
         self.edited: Bools = self._records["edited"]
         self.constrained: Bools = self._records["constrained"]
+        self.plain: Bools = self._records["plain"]
         self.owner: list[Sequence | None] = [None] * num_rows
         self._free = list(range(num_rows - 1, -1, -1))
         self.available = num_rows
@@ -167,6 +170,7 @@ class Rows:
             sampling.wants_logprobs,
             sampling.edits_logits,
             sampling.grammar is not None,
+            sampling.is_plain,
         )
         self.owner[row] = sequence
         sequence.row = row

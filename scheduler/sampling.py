@@ -223,6 +223,18 @@ class SamplingParams:
         return bool(self.logit_bias or self.allowed_token_ids or self.bad_words)
 
     @property
+    def is_plain(self) -> bool:
+        """Whether each token is simply the likeliest one, and nothing is to be told of it."""
+        return (
+            self.greedy
+            and self.logprobs is None
+            and self.grammar is None
+            and not (self.min_tokens or self.chooses or self.edits_logits)
+            and self.repetition_penalty == 1.0
+            and not (self.presence_penalty or self.frequency_penalty)
+        )
+
+    @property
     def token_ids(self) -> Iterable[tuple[str, int]]:
         """Every token id among the parameters, with the parameter's name."""
         return self._named_token_ids() if self.stop_token_ids or self.edits_logits else ()

@@ -99,7 +99,6 @@ class TestOctavo:
         assert subject.scheduler.counters.preemptions == 0
         assert subject.scheduler.check_integrity() == []
 
-
     def test_in_a_used_pool_each_new_block_takes_an_old_ones_place(self) -> None:
         subject = OctavoScheduler(work := Work(running=16, steps=20, pool_blocks=2000, used=True))
         pool = subject.scheduler.manager.pool
@@ -108,7 +107,8 @@ class TestOctavo:
         before = pool.evictions
         for _ in turns:
             assert pool.counts.free == 0
-        assert pool.evictions - before >= ROUNDS * work.additions_per_turn * (scheduler_work.PROMPT // scheduler_work.BLOCK_SIZE)
+        blocks = scheduler_work.PROMPT // scheduler_work.BLOCK_SIZE
+        assert pool.evictions - before >= ROUNDS * work.additions_per_turn * blocks
         assert subject.scheduler.check_integrity() == []
 
 

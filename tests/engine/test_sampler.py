@@ -44,6 +44,7 @@ def asked(
     rows, indices = rows_for(*params)
     rows.wants_logprobs[indices] = [False] * len(params) if logprobs is None else logprobs
     rows.beam_width[indices] = beams
+    rows.plain[indices] = False  # as the request would have it
     return Sampler(rows, [2]).sample(logits.clone(), indices)
 
 
@@ -73,6 +74,26 @@ def test_greedy_takes_the_likeliest() -> None:
     logits = torch.randn(5, VOCAB)
     sampler, rows = sampler_for(*[SamplingParams(temperature=0)] * 5)
     assert sampler.sample(logits.clone(), rows).tokens.tolist() == logits.argmax(-1).tolist()
+
+
+def test_of_equals_the_first_is_taken() -> None:
+    logits = torch.zeros(3, VOCAB)
+    logits[0, [5, 9]] = 3.0
+    logits[1] = -torch.inf
+    logits[2, :4] = -torch.inf
+    sampler, rows = sampler_for(*[SamplingParams(temperature=0)] * 3)
+    assert sampler.sample(logits.clone(), rows).tokens.tolist() == [5, 0, 4]
+
+
+def test_greedy_rows_among_others_take_the_likeliest_as_well() -> None:
+    logits = torch.randn(3, VOCAB)
+    greedy = SamplingParams(temperature=0)
+    for other in (SamplingParams(), SamplingParams(temperature=0, logprobs=1)):
+        sampler, rows = sampler_for(greedy, other, greedy)
+        sampled = sampler.sample(logits.clone(), rows)
+        assert sampled.tokens[[0, 2]].tolist() == logits[[0, 2]].argmax(-1).tolist()
+        assert sampled.tokens.dtype == np.int32
+        assert len(sampled.scores) == (other.logprobs is not None)
 
 
 def test_frequencies_follow_the_probabilities() -> None:
@@ -241,8 +262,8 @@ def test_beams_get_the_likeliest_tokens_in_the_order_of_their_rows() -> None:
 
 def test_beams_follow_the_order_of_the_samples_not_of_the_rows() -> None:
     logits = random_logits(3, VOCAB)
-    rows, indices = rows_for(*[GREEDY] * 3)
-    rows.beam_width[indices[[0, 2]]] = 2
+    search = SamplingParams(temperature=0, beam_width=2)
+    rows, indices = rows_for(search, GREEDY, search)
     sampled = Sampler(rows, [2]).sample(logits.clone(), indices[::-1].copy())
     assert sampled.beam_tokens is not None
     assert sampled.beam_tokens.tolist() == likeliest(logits[[0, 2]], width=4)[0].tolist()

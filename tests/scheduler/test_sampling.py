@@ -168,6 +168,33 @@ def test_what_is_run_and_whether_it_is_chosen_among(
     assert (sampling.num_sequences, sampling.chooses, sampling.wants_logprobs) == (sequences, chooses, wants_logprobs)
 
 
+def test_only_the_likeliest_token_is_plain() -> None:
+    for values in ({}, {"n": 2}, {"top_k": 3, "top_p": 0.5, "seed": 1}, {"max_tokens": 3, "ignore_eos": True}):
+        assert SamplingParams(temperature=0, **values).is_plain
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"temperature": 0.5},
+        {"logprobs": 0},
+        {"grammar": "{}"},
+        {"min_tokens": 1},
+        {"best_of": 2},
+        {"beam_width": 1},
+        {"logit_bias": ((1, 2.0),)},
+        {"allowed_token_ids": (1,)},
+        {"bad_words": ((1,),)},
+        {"presence_penalty": 0.1},
+        {"frequency_penalty": -0.1},
+        {"repetition_penalty": 1.1},
+    ],
+    ids=str,
+)
+def test_what_is_more_than_the_likeliest_token_is_not_plain(values: dict[str, Any]) -> None:
+    assert not SamplingParams(**{"temperature": 0.0, **values}).is_plain
+
+
 @pytest.mark.parametrize("kind", ["last", "mean"])
 def test_pooling_is_of_one_prompt_and_nothing_follows(kind: str) -> None:
     assert SamplingParams(pooling=kind, max_tokens=1).pooling == kind
