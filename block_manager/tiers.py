@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from octavo.block_manager.free_list import Blocks, ids
+from octavo.block_manager.free_list import Blocks, Int32s, ids
 from octavo.block_manager.hashing import Content, root_content
 from octavo.block_manager.pool import BlockCounts, BlockPool
 
@@ -203,8 +203,8 @@ class Tiers:
                 level.release((target,))
                 return
 
-    def _sink_further(self, tier: Tier, blocks: list[int]) -> None:
-        for block in blocks:
+    def _sink_further(self, tier: Tier, blocks: Int32s) -> None:
+        for block in blocks.tolist():
             self.sink(tier, block, self._levels[tier].cache.content_of(block))
 
     # ── swapped-out sequences ─────────────────────────────────────────────────────────────────────────────

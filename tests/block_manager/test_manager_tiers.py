@@ -503,6 +503,18 @@ def test_a_promotion_is_charged_like_new_blocks() -> None:
     assert manager.check_integrity() == []
 
 
+def test_transfers_name_blocks_by_plain_integers() -> None:
+    """Whoever executes them multiplies these by a block's bytes, which 32 bits do not hold."""
+    manager = make_manager(num_blocks=4, block_size=SIZE, num_rows=1, host_blocks=4, disk_blocks=4)
+    for first in (0, 100, 200):
+        start(manager, 0, tokens(16, first))
+        manager.release(0)
+    evict(manager, 4)
+    ends = manager.take_transfers()
+    assert {(source, target) for source, _, target, _ in ends} == {(DEVICE, HOST), (HOST, DISK)}
+    assert all(type(block) is int for _, source, _, target in ends for block in (source, target))
+
+
 def test_nothing_sinks_while_prefix_caching_is_off() -> None:
     manager = make_manager(4, SIZE, host_blocks=4, caching=False)
     start(manager, 0, tokens(12))
