@@ -86,7 +86,7 @@ class Rows:
         plain: bool; each next token is simply the likeliest one, and nothing is told of it.
         edited, constrained: bool; some tokens are favoured or forbidden, and: a grammar is followed.
         tenant: int32; index of whose it is.
-        wants_logprobs: bool; the log-probabilities of sampled tokens are asked for.
+        wants_logprobs: bool; outputs are chosen by the log-probabilities of sampled tokens. Beams have their own.
         beam_width: int32; beams of the search that the sequence belongs to, 0 if to none.
         owner: The sequence in each row, or None.
         available: Rows that no sequence has and that are not kept for one.
@@ -167,7 +167,7 @@ class Rows:
             sequence.index == 0 and request.unforked > 0,
             not sampling.ignore_eos,
             bool(sampling.stop_token_ids),
-            sampling.wants_logprobs,
+            chooses and not sampling.beam_width,
             sampling.edits_logits,
             sampling.grammar is not None,
             sampling.is_plain,

@@ -9,6 +9,7 @@ from typing import Final
 from octavo.errors import InvalidRequestError
 
 MAX_N = 128
+GREEDY_BELOW = 1e-5  # dividing logits by such a temperature overflows float32
 MAX_SEED = 2**63 - 1
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 300
@@ -213,11 +214,6 @@ class SamplingParams:
         return self.prompt_logprobs is None and self.pooling != "mean"
 
     @property
-    def wants_logprobs(self) -> bool:
-        """Whether the log-probability of each sampled token has to be known."""
-        return self.chooses and not self.beam_width
-
-    @property
     def edits_logits(self) -> bool:
         """Whether some tokens are favoured or forbidden."""
         return bool(self.logit_bias or self.allowed_token_ids or self.bad_words)
@@ -225,13 +221,14 @@ class SamplingParams:
     @property
     def is_plain(self) -> bool:
         """Whether each token is simply the likeliest one, and nothing is to be told of it."""
+        # Whoever starts is asked, so no other property is: each is a call.
         return (
-            self.greedy
+            self.temperature < GREEDY_BELOW
             and self.logprobs is None
             and self.grammar is None
-            and not (self.min_tokens or self.chooses or self.edits_logits)
             and self.repetition_penalty == 1.0
-            and not (self.presence_penalty or self.frequency_penalty)
+            and not (self.presence_penalty or self.frequency_penalty or self.min_tokens)
+            and not (self.best_of or self.beam_width or self.logit_bias or self.allowed_token_ids or self.bad_words)
         )
 
     @property
@@ -247,5 +244,5 @@ class SamplingParams:
 
     @property
     def greedy(self) -> bool:
-        """True when the likeliest token is always taken: dividing logits by less than this overflows float32."""
-        return self.temperature < 1e-5
+        """True when the likeliest token is always taken."""
+        return self.temperature < GREEDY_BELOW

@@ -151,21 +151,19 @@ def test_best_of_and_beams_exclude_each_other() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "sequences", "chooses", "wants_logprobs"),
+    ("values", "sequences", "chooses"),
     [
-        ({}, 1, False, False),
-        ({"n": 3}, 3, False, False),
-        ({"n": 3, "best_of": 3}, 3, False, False),
-        ({"n": 2, "best_of": 5}, 5, True, True),
-        ({"n": 2, "beam_width": 4}, 4, True, False),
-        ({"beam_width": 1}, 1, True, False),
+        ({}, 1, False),
+        ({"n": 3}, 3, False),
+        ({"n": 3, "best_of": 3}, 3, False),
+        ({"n": 2, "best_of": 5}, 5, True),
+        ({"n": 2, "beam_width": 4}, 4, True),
+        ({"beam_width": 1}, 1, True),
     ],
 )
-def test_what_is_run_and_whether_it_is_chosen_among(
-    values: dict[str, Any], sequences: int, *, chooses: bool, wants_logprobs: bool
-) -> None:
+def test_what_is_run_and_whether_it_is_chosen_among(values: dict[str, Any], sequences: int, *, chooses: bool) -> None:
     sampling = SamplingParams(**values)
-    assert (sampling.num_sequences, sampling.chooses, sampling.wants_logprobs) == (sequences, chooses, wants_logprobs)
+    assert (sampling.num_sequences, sampling.chooses) == (sequences, chooses)
 
 
 def test_only_the_likeliest_token_is_plain() -> None:
