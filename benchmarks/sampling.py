@@ -40,6 +40,7 @@ JSON = LLMatcher.grammar_from_json_schema(
 WAYS = {
     "greedy": SamplingParams(temperature=0, ignore_eos=True),
     "temperature": SamplingParams(seed=1, ignore_eos=True),
+    "top-p 0.95": SamplingParams(seed=1, top_p=0.95, ignore_eos=True),
     "top-p 0.9, top-k 40": SamplingParams(seed=1, top_p=0.9, top_k=40, ignore_eos=True),
     "penalties": SamplingParams(
         temperature=0, ignore_eos=True, repetition_penalty=1.1, presence_penalty=0.2, frequency_penalty=0.2

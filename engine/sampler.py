@@ -96,10 +96,11 @@ class Sampler:
 
     def warm_up(self, logits: Tensor) -> None:
         """Compiles, or loads, what samples by whole distributions."""
-        if logits.device.type == "cpu":
+        if _is_compiled(logits):
             from octavo.kernels.cpu.sampling import sample_rows
 
-            sample_rows(logits, np.ones(len(logits), np.float32), np.zeros(len(logits)))
+            ones, zeros = np.ones(len(logits), np.float32), np.zeros(len(logits), np.float32)
+            sample_rows(logits, zeros.astype(np.float64), ones, zeros.astype(np.int32), ones, zeros)
 
     def _answer(self, own: Tensor, logits: Tensor, tokens: Tensor, rows: npt.NDArray[np.int32]) -> Sampled:
         beam_widths, tops = self._rows.beam_width[rows], self._rows.num_logprobs[rows]
@@ -144,6 +145,12 @@ class Sampler:
 
     def _sample_randomly(self, logits: Tensor, rows: npt.NDArray[np.int32]) -> Tensor:
         columns = self._rows
+        if _is_compiled(logits):
+            from octavo.kernels.cpu.sampling import sample_rows
+
+            numbers = uniforms(columns.seed[rows], columns.num_tokens[rows])
+            cut = columns.top_k[rows], columns.top_p[rows], columns.min_p[rows]
+            return sample_rows(logits, numbers, columns.temperature[rows], *cut)
         truncated = (columns.top_k[rows] > 0) | (columns.top_p[rows] < 1) | (columns.min_p[rows] > 0)
         tokens = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
         for subset, sample in ((~truncated, self._sample_all), (truncated, self._sample_truncated)):
@@ -156,12 +163,7 @@ class Sampler:
         return tokens
 
     def _sample_all(self, logits: Tensor, rows: npt.NDArray[np.int32], numbers: npt.NDArray[np.float64]) -> Tensor:
-        temperatures = self._rows.temperature[rows]
-        if logits.device.type == "cpu":
-            from octavo.kernels.cpu.sampling import sample_rows
-
-            return sample_rows(logits, temperatures, numbers)
-        weights = torch.softmax(logits / _column(temperatures, logits.device), dim=-1)
+        weights = torch.softmax(logits / _column(self._rows.temperature[rows], logits.device), dim=-1)
         return _invert(weights, _column(numbers, logits.device))
 
     def _sample_truncated(
@@ -175,6 +177,11 @@ class Sampler:
         )
         scaled = logits / _column(columns.temperature[rows], device)
         return _sample_truncated(scaled, _column(numbers, device), truncation)
+
+
+def _is_compiled(logits: Tensor) -> bool:
+    """Whether `octavo.kernels.cpu.sampling` samples from them."""
+    return logits.device.type == "cpu"
 
 
 def _likeliest_tokens(logits: Tensor) -> Tensor:

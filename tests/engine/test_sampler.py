@@ -19,6 +19,13 @@ from octavo.scheduler.sampling import SamplingParams
 VOCAB = 1000
 
 
+@pytest.fixture(autouse=True, params=["compiled", "torch"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is drawn on a CPU, and by what is drawn elsewhere."""
+    if request.param == "torch":
+        monkeypatch.setattr(sampler, "_is_compiled", lambda logits: False)
+
+
 def rows_for(*params: SamplingParams, seeds: list[int] | None = None) -> tuple[Rows, np.ndarray]:
     """Running sequences, and a row for each set of parameters."""
     rows = Rows(len(params), 64)
