@@ -16,6 +16,7 @@ before each repetition (`loadgen.floor`).
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import re
 import signal
@@ -29,7 +30,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from loadgen.client import RequestFailed, Target, complete, fetch_counters
+from loadgen.client import GREEDY, RequestFailed, Sampling, Target, complete, fetch_counters
 from loadgen.floor import Machine, ModelWork, least_seconds
 from loadgen.load import Load, RequestLoad, SessionLoad, parameters, run_loop
 from loadgen.metrics import Slo, Summary
@@ -238,8 +239,8 @@ class Measurement:
         result = self.results[peer.name] = PeerResult(peer.versions())
         version = result.versions.get(peer.packages[0], "")
         self._screen.print(f"[bold]{peer.name}[/] {version}: starting", highlight=False)
-        limits = {name: getattr(self._arguments, name) for name in ("start_timeout", "request_timeout")}
-        server = await stack.enter_async_context(running(peer, **limits))
+        asked = {name: getattr(self._arguments, name) for name in ("start_timeout", "request_timeout", "sampling")}
+        server = await stack.enter_async_context(running(peer, **asked))
         result.start_seconds, result.dialect = server.start_seconds, server.target.dialect.__name__
         result.answer = (await complete(server.target, SANITY_PROMPT, WARM_UP_TOKENS)).text
         told = f"  ready after {result.start_seconds:.1f} s; {SANITY_PROMPT}{result.answer!r}"
@@ -381,6 +382,7 @@ def _document(
         "kv_gib": arguments.kv_gib,
         "pool_tokens": arguments.pool_tokens,
         "extra_options": arguments.extra,
+        "sampling": dict(arguments.sampling),
         "warnings": list(warnings),
         "machine": {name: {RATE: rate} for name, rate in limits.items()},
         "workloads": {name: parameters(load) for name, load in loads.items()},
@@ -414,6 +416,16 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower().replace("(r)", "").replace("(tm)", "")).strip("-")
 
 
+def _sampling(text: str) -> Sampling:
+    try:
+        given = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from error
+    if not isinstance(given, dict) or not all(isinstance(value, int | float) for value in given.values()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an object of numbers")
+    return given
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="compare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -430,6 +442,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="a few minutes; the figures are rough")
     add("--repeat", type=int, default=1, help="repetitions of each workload; medians are shown")
     add("--alternate", action="store_true", help="keep all servers running, and let them take turns")
+    add(
+        "--sampling",
+        type=_sampling,
+        default=GREEDY,
+        metavar="JSON",
+        help="""how tokens are drawn, such as '{"temperature": 1, "top_p": 0.95}'; greedily by default""",
+    )
     add("--seed", type=int, default=0)
     add("--kv-gib", type=int, default=1, help="KV pool of every server, in GiB")
     add("--pool-tokens", type=int, help="KV pool of every server, in tokens; instead of --kv-gib")

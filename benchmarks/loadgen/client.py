@@ -13,7 +13,7 @@ import re
 import ssl
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -39,23 +39,28 @@ class RequestFailed(Exception):
         self.status = status
 
 
-Dialect = Callable[[int], Mapping[str, Any]]
+Sampling = Mapping[str, float]
+GREEDY: Sampling = {"temperature": 0}
+Dialect = Callable[[int, Sampling], Mapping[str, Any]]
 
 
-def ignore_eos(max_tokens: int) -> Mapping[str, Any]:
+def ignore_eos(max_tokens: int, sampling: Sampling) -> Mapping[str, Any]:
     """Octavo, vLLM, SGLang, llama.cpp: exactly so many tokens."""
-    return {"max_tokens": max_tokens, "ignore_eos": True}
+    return {**sampling, "max_tokens": max_tokens, "ignore_eos": True}
 
 
-def generation_config(max_tokens: int) -> Mapping[str, Any]:
+def generation_config(max_tokens: int, sampling: Sampling) -> Mapping[str, Any]:
     """transformers serve: the same, by an end token that does not exist."""
-    config = {"max_new_tokens": max_tokens, "do_sample": False, "eos_token_id": -1}
-    return {"max_tokens": max_tokens, "generation_config": json.dumps(config)}
+    # The request's own temperature replaces the configuration's; of the rest it takes little.
+    temperature = sampling.get("temperature", 1)
+    drawn = {"do_sample": True, **sampling} if temperature else {"do_sample": False}
+    config = {"max_new_tokens": max_tokens, "eos_token_id": -1, **drawn}
+    return {"temperature": temperature, "max_tokens": max_tokens, "generation_config": json.dumps(config)}
 
 
-def plain(max_tokens: int) -> Mapping[str, Any]:
+def plain(max_tokens: int, sampling: Sampling) -> Mapping[str, Any]:
     """Anyone: so many tokens at most."""
-    return {"max_tokens": max_tokens}
+    return {**sampling, "max_tokens": max_tokens}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,7 @@ class Target:
         base_url: Ends in ``/v1``, as OpenAI's clients have it.
         timeout: Seconds after which a request is given up.
         dialect: How to ask for answers of a given length; `find_dialect` finds out.
+        sampling: How tokens are drawn, in the words of the API; greedily by default.
     """
 
     base_url: str
@@ -73,6 +79,7 @@ class Target:
     api_key: str | None = None
     timeout: float = 600.0
     dialect: Dialect = plain
+    sampling: Sampling = field(default_factory=lambda: GREEDY)
 
     @property
     def root(self) -> str:
@@ -100,15 +107,14 @@ async def find_dialect(target: Target) -> Target:
 
 
 def body_of(target: Target, prompt: Prompt, max_tokens: int) -> tuple[str, bytes]:
-    """Path and body of a greedy, streamed request: a text is completed, a list of messages is answered."""
+    """Path and body of a streamed request: a text is completed, a list of messages is answered."""
     asked: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else {"messages": prompt}
     body = {
         "model": target.model,
         **asked,
-        "temperature": 0,
         "stream": True,
         "stream_options": {"include_usage": True},
-        **target.dialect(max_tokens),
+        **target.dialect(max_tokens, target.sampling),
     }
     return "/completions" if isinstance(prompt, str) else "/chat/completions", msgspec.json.encode(body)
 

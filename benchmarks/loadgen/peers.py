@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from loadgen.client import RequestFailed, Target, complete, find_dialect
+from loadgen.client import GREEDY, RequestFailed, Sampling, Target, complete, find_dialect
 
 HOST = "127.0.0.1"
 PEER_BLOCK_SIZE = 32  # vLLM's CPU kernels take multiples of it; transformers gets the same
@@ -181,7 +181,9 @@ class RunningPeer:
 
 
 @contextlib.asynccontextmanager
-async def running(peer: Peer, *, start_timeout: float, request_timeout: float) -> AsyncIterator[RunningPeer]:
+async def running(
+    peer: Peer, *, start_timeout: float, request_timeout: float, sampling: Sampling = GREEDY
+) -> AsyncIterator[RunningPeer]:
     """Starts a server, waits until it has generated a token, and stops it afterwards.
 
     Raises:
@@ -190,7 +192,7 @@ async def running(peer: Peer, *, start_timeout: float, request_timeout: float) -
     with TemporaryDirectory(prefix="octavo-compare-") as scratch:
         log = Path(scratch) / "log"
         port = _free_port()
-        target = Target(f"http://{HOST}:{port}/v1", peer.model, timeout=request_timeout)
+        target = Target(f"http://{HOST}:{port}/v1", peer.model, timeout=request_timeout, sampling=sampling)
         started = time.perf_counter()
         # It has a session of its own and would outlive a benchmark that is asked to end, as `timeout` does.
         if (task := asyncio.current_task()) is not None:

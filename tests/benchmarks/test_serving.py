@@ -10,7 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from loadgen.client import RequestFailed, StreamReader, Target, body_of, find_dialect
+from loadgen.client import (
+    Dialect,
+    RequestFailed,
+    StreamReader,
+    Target,
+    body_of,
+    find_dialect,
+    generation_config,
+    ignore_eos,
+    plain,
+)
 from loadgen.load import RequestLoad, Run, SessionLoad
 from loadgen.metrics import Slo, Spread, Trace, finite, percentile, summarize
 from loadgen.prompts import PromptMaker
@@ -189,6 +199,22 @@ class TestClient:
         path, body = body_of(Target("", "m"), [{"role": "user", "content": "hi"}], 4)
         assert path == "/chat/completions"
         assert json.loads(body)["max_tokens"] == 4
+
+    @pytest.mark.parametrize("dialect", [ignore_eos, plain])
+    def test_samples_as_told(self, dialect: Dialect) -> None:
+        sampling = {"temperature": 0.7, "top_k": 5}
+        asked = json.loads(body_of(Target("", "m", dialect=dialect, sampling=sampling), "hi", 4)[1])
+        assert {name: asked[name] for name in sampling} == sampling
+        assert json.loads(body_of(Target("", "m", dialect=dialect), "hi", 4)[1])["temperature"] == 0
+
+    def test_transformers_samples_as_told(self) -> None:
+        def config_of(target: Target) -> dict[str, object]:
+            asked = json.loads(body_of(target, "hi", 4)[1])
+            return {"asked": asked["temperature"], **json.loads(asked["generation_config"])}
+
+        drawn = config_of(Target("", "m", dialect=generation_config, sampling={"top_p": 0.5}))
+        assert drawn == {"asked": 1, "max_new_tokens": 4, "eos_token_id": -1, "do_sample": True, "top_p": 0.5}
+        assert config_of(Target("", "m", dialect=generation_config))["do_sample"] is False
 
     async def test_nobody_there(self) -> None:
         with pytest.raises(RequestFailed, match="no connection"):
