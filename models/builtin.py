@@ -128,11 +128,12 @@ class _Bar:
 
 
 def _size(folder: Path) -> int:
-    """Bytes in a folder whose files come and go."""
+    """Bytes in a folder whose files come and go, and folders as well."""
     total = 0
-    for file in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            total += file.stat().st_size
+    for parent, _, files in os.walk(folder):
+        for file in files:
+            with contextlib.suppress(OSError):
+                total += Path(parent, file).stat().st_size
     return total
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 import zipfile
@@ -95,3 +96,18 @@ def test_the_bar_grows_with_what_arrives_and_is_told_once_a_step():
         ["93", "of", "93", "MB"],
     ]
     assert told[-1].count("█") == 20
+
+
+def test_pips_folders_may_vanish_while_they_are_measured(tmp_path, monkeypatch):
+    for part in ("kept", "removed"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "file").write_bytes(b"12345")
+    listed = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "removed":
+            raise FileNotFoundError(path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert builtin._size(tmp_path) == 5
