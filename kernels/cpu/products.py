@@ -1,8 +1,9 @@
 """Products of tiles of activations with packed weights: on AMX tiles where the processor has them for the type, else in
 vectors.
 
-What multiplies is known when code is compiled. Rows of activations have the type that it wants: bfloat16 (uint16) for
-AMX, which multiplies nothing else, and float32 for vectors, which widen weights in registers.
+What multiplies is known when code is compiled. Rows of activations have the type that it wants: bfloat16 (uint16)
+beside weights in bfloat16 for AMX, which multiplies nothing else, and for vectors that multiply pairs of it; else
+float32, to which vectors widen weights in registers.
 
 ``configure(config, num_rows)`` shapes the calling thread's tiles for products of ``num_rows`` ≤ 16 rows a tile;
 ``config`` is uint8 [64], zeros, scratch. ``release()`` gives them back.
@@ -49,20 +50,22 @@ from octavo.kernels.cpu.elementary import EXACT
 
 _chosen = amx if amx.is_available() else vector_products
 
-CHOSEN = _chosen.__name__  # for the key of compiled code
+_takes_bfloat = _chosen is amx or vector_products.takes_pairs(types.uint16)
+
+CHOSEN = f"{_chosen.__name__} {_takes_bfloat}"  # for the key of compiled code
 
 configure, release, multiply_bytes = _chosen.configure, _chosen.release, _chosen.multiply_bytes
 
 
 def type_of_rows(number: np.dtype[Any]) -> np.dtype[Any]:
     """The type that rows of activations have in tiles, for weights that are stored in ``number``."""
-    return np.dtype(np.uint16 if _chosen is amx and number == np.uint16 else np.float32)
+    return np.dtype(np.uint16 if _takes_bfloat and number == np.uint16 else np.float32)
 
 
 def few_rows(number: np.dtype[Any]) -> int:
     """Rows up to which a product with weights that would have to be packed for it is cheaper with the operands in each
     other's places, as `multiply_few` has it; 0 if it never is."""
-    return 8 if type_of_rows(number) == np.uint16 else 0
+    return 8 if _chosen is amx and type_of_rows(number) == np.uint16 else 0
 
 
 def multiply(

@@ -4,7 +4,8 @@ Rows are few, and memory is what takes time: whatever is read next is asked for 
 computed, V while K is scored, and K of the next item while V is summed.
 
     scores   K becomes weights, 32 keys at a time: its numbers have to lie beside those of other keys
-    values   V is summed as it lies: a row of V is an input of all outputs
+    values   V is summed as it lies: a row of V is an input of all outputs, or two rows of it that are woven together
+             where pairs are multiplied
 
 Each sum runs over its inputs in their order, as in `octavo.kernels.cpu.vector_products`.
 """
@@ -19,7 +20,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from octavo.kernels.cpu.bits import F32, NUMBERS, emit_splat, emit_widen
+from octavo.kernels.cpu.bits import F32, I32, NUMBERS, emit_splat, emit_widen
 from octavo.kernels.cpu.elementary import EXACT, FAST
 from octavo.kernels.cpu.kv_rows import numbers_of
 from octavo.kernels.cpu.memory import LINE, emit_address, emit_fetch_share
@@ -34,8 +35,9 @@ from octavo.kernels.cpu.vector_products import (
     multiply_ahead,
     passes_of,
     rows_of_next,
+    takes_pairs,
 )
-from octavo.kernels.cpu.vectors import IS_WIDE
+from octavo.kernels.cpu.vectors import IS_WIDE, emit_fused, emit_pairs
 
 _BYTE, _INT64 = ir.IntType(8), ir.IntType(64)
 _BYTES = np.empty(0, np.uint8)  # for its type
@@ -149,6 +151,9 @@ def _sum_columns(
     rows, columns = range(num_rows.literal_value), range(num_columns.literal_value // lanes)
     floats, number = ir.VectorType(F32, lanes), like.dtype
     stored, number_bytes = ir.VectorType(NUMBERS[number], lanes), number.bitwidth // 8
+    weight_bytes = weights.dtype.bitwidth // 8
+    at_once = takes_pairs(number) and weights.dtype == number
+    keys, emit_product = (2, emit_pairs) if at_once else (1, emit_fused)
 
     def codegen(context, builder, signature, args):
         total, weight = (emit_address(context, builder, signature, args, i) for i in (0, 3))
@@ -167,13 +172,20 @@ def _sum_columns(
             return builder.inttoptr(builder.add(base, offset), _BYTE.as_pointer())
 
         def load_number(key, r):
-            pointer = builder.gep(key, [_INT64(4 * r * BLOCK)])
-            return emit_splat(builder, builder.load(builder.bitcast(pointer, F32.as_pointer()), align=4), lanes)
+            pointer = builder.gep(key, [_INT64(weight_bytes * r * BLOCK)])
+            kind = I32 if at_once else F32
+            return emit_splat(builder, builder.load(builder.bitcast(pointer, kind.as_pointer()), align=4), lanes)
 
         def load_values(row, j):
             pointer = builder.gep(row, [_INT64(j * lanes * number_bytes)])
             numbers = builder.load(builder.bitcast(pointer, stored.as_pointer()), align=number_bytes)
-            return emit_widen(builder, number, numbers, lanes)
+            if not at_once:
+                return emit_widen(builder, number, numbers, lanes)
+            pointer = builder.gep(pointer, [row_bytes])
+            others = builder.load(builder.bitcast(pointer, stored.as_pointer()), align=number_bytes)
+            order = [i for pair in zip(range(lanes), range(lanes, 2 * lanes), strict=True) for i in pair]
+            pairs = builder.shuffle_vector(numbers, others, ir.Constant(ir.VectorType(I32, 2 * lanes), order))
+            return builder.bitcast(pairs, ir.VectorType(I32, lanes))
 
         with cgutils.for_range(builder, args[6]) as loop:
             begin = address(tiles_of_values, loop.index, builder.mul(args[8], _INT64(number_bytes)))
@@ -181,12 +193,13 @@ def _sum_columns(
             # Tiles of weights are as wide as two tiles of values are long.
             pair, odd = builder.lshr(loop.index, _INT64(1)), builder.and_(loop.index, _INT64(1))
             offset = builder.add(builder.mul(pair, _INT64(ROWS * BLOCK)), builder.mul(odd, _INT64(ROWS)))
-            of_keys = builder.gep(weight, [builder.mul(offset, _INT64(4))])
-            with cgutils.for_range(builder, _INT64(ROWS)) as key:
-                emit_fetch_share(builder, fetched, args[11], key.index, ROWS)
-                of_key = builder.gep(of_keys, [builder.mul(key.index, _INT64(4))])
-                row = builder.gep(begin, [builder.mul(key.index, row_bytes)])
-                emit_sums(builder, cells, partial(load_number, of_key), partial(load_values, row))
+            of_keys = builder.gep(weight, [builder.mul(offset, _INT64(weight_bytes))])
+            with cgutils.for_range(builder, _INT64(ROWS // keys)) as step:
+                emit_fetch_share(builder, fetched, args[11], step.index, ROWS // keys)
+                key = builder.mul(step.index, _INT64(keys))
+                of_key = builder.gep(of_keys, [builder.mul(key, _INT64(weight_bytes))])
+                row = builder.gep(begin, [builder.mul(key, row_bytes)])
+                emit_sums(builder, cells, partial(load_number, of_key), partial(load_values, row), emit_product)
         for (r, j), cell in cells.items():
             offset = builder.add(builder.mul(args[2], _INT64(4 * r)), _INT64(4 * j * lanes))
             pointer = builder.bitcast(builder.gep(total, [offset]), floats.as_pointer())

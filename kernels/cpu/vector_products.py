@@ -2,7 +2,8 @@
 
 Weights are widened to float32 in registers, so only memory sees 16 bits; the arithmetic is float32's, as fast as the
 processor's own. Two bfloat16 lie in a word of 32 bits, and each is the upper half of a float32: a shift or a mask makes
-the weights of 16 outputs from 16 words.
+the weights of 16 outputs from 16 words. Processors that multiply such words by pairs (`octavo.kernels.cpu.vectors`) do
+twice as much at a time, and nothing has to be widened; rows of activations are in bfloat16, then.
 
 Each sum runs over the inputs in their order, whatever the number of rows, so a row's result does not depend on the
 others. Rows are summed six at a time with one panel of weights (12 registers of 8 sums, two of weights, one of the
@@ -33,13 +34,14 @@ from octavo.kernels.cpu.elementary import EXACT
 from octavo.kernels.cpu.memory import AHEAD, LINE, emit_address, emit_fetch_share
 from octavo.kernels.cpu.packing import OUTPUTS, PANELS
 from octavo.kernels.cpu.tiles import BLOCK, ROWS
-from octavo.kernels.cpu.vectors import IS_WIDE
+from octavo.kernels.cpu.vectors import IS_WIDE, KNOWS_BFLOAT, emit_fused, emit_pairs
 
 # Rows that are computed side by side, at most: as many sums as there are registers for.
 MANY = 8 if IS_WIDE else 6
 # Rows up to which both panels of weights are computed at once: with few sums the arithmetic would wait for itself.
 MOST_OF_BOTH = 8 if IS_WIDE else 3
 _UNROLLED = 2  # pairs of inputs
+BOTH = -1  # of two inputs' numbers, instead of 0 or 1
 _STEPS = BLOCK // 2 // _UNROLLED  # of a block
 
 _TILE = BLOCK * ROWS  # numbers
@@ -266,6 +268,8 @@ def _sum_rows(
     lanes = OUTPUTS if IS_WIDE else OUTPUTS // 2  # of a register
     columns = range(panels.literal_value * OUTPUTS // lanes)
     floats = ir.VectorType(F32, lanes)
+    at_once = takes_pairs(weights.dtype) and x.dtype == weights.dtype
+    halves, emit_product = ((BOTH,), emit_pairs) if at_once else ((0, 1), emit_fused)
     weight_bytes, x_bytes = (array.dtype.bitwidth // 8 for array in (weights, x))
 
     def codegen(context, builder, signature, args):
@@ -283,21 +287,21 @@ def _sum_rows(
 
         def load_number(block, pair, half, r):
             offset = builder.add(_INT64(r * BLOCK * x_bytes), builder.mul(pair, _INT64(2 * x_bytes)))
-            return emit_splat(builder, _emit_number(builder, x.dtype, builder.gep(block, [offset]), half), floats.count)
+            return emit_splat(builder, _emit_number(builder, x.dtype, builder.gep(block, [offset]), half), lanes)
 
         with cgutils.for_range(builder, args[6]) as loop:
             offset = builder.mul(loop.index, _INT64(PANELS * weight_bytes * _TILE))
-            blocks_of_halves = [builder.gep(pointer, [offset]) for pointer in (weight, again)]
+            blocks_of_halves = {half: builder.gep(again if half == 1 else weight, [offset]) for half in halves}
             row_block = builder.gep(first, [builder.mul(loop.index, _INT64(_TILE * x_bytes))])
             of_block = builder.mul(args[10], _INT64(LINE))
             ahead = builder.inttoptr(builder.add(args[9], builder.mul(loop.index, of_block)), _BYTE.as_pointer())
             with cgutils.for_range(builder, _INT64(_STEPS)) as step:
                 emit_fetch_share(builder, ahead, args[10], step.index, _STEPS)
-                for i, half in product(range(_UNROLLED), range(2)):
+                for i, half in product(range(_UNROLLED), halves):
                     pair = builder.add(builder.mul(step.index, _INT64(_UNROLLED)), _INT64(i))
                     emit_sums(
                         builder, cells, partial(load_number, row_block, pair, half),
-                        partial(load_weights, blocks_of_halves[half], pair, half),
+                        partial(load_weights, blocks_of_halves[half], pair, half), emit_product,
                     )  # fmt: skip
         for (r, j), cell in cells.items():
             panel, output = divmod(j * lanes, OUTPUTS)
@@ -310,18 +314,21 @@ def _sum_rows(
     return types.void(sums, size, size, size, weights, size, size, x, size, size, size, num_rows, panels), codegen
 
 
-def emit_sums(builder, cells, load_number, load_factors):
-    """Adds ``number · factors`` to the sums of each row in each column of registers, fused.
+def takes_pairs(number) -> bool:
+    """Whether two numbers of a stored type that lie in one word are multiplied with two others, and added, at once."""
+    return IS_WIDE and KNOWS_BFLOAT and number == types.uint16
+
+
+def emit_sums(builder, cells, load_number, load_factors, emit_product):
+    """Adds ``number · factors`` to the sums of each row in each column of registers.
 
     Args:
         cells: {(row, column): where a vector of sums is}.
-        load_number: ``load_number(row)``, a vector of one number. load_factors: ``load_factors(column)``.
+        load_number: ``load_number(row)``, a vector of one number, or of one pair.
+        load_factors: ``load_factors(column)``, a vector of as many.
+        emit_product: `octavo.kernels.cpu.vectors.emit_fused`, or `emit_pairs`.
     """
     rows, columns = ({at[i]: None for at in cells} for i in range(2))
-    floats = next(iter(cells.values())).type.pointee
-    fused = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(floats, [floats] * 3), f"llvm.fmuladd.v{floats.count}f32"
-    )
     # What is less stays in registers, and the other comes one after the other.
     if len(rows) < len(columns):
         numbers = {row: load_number(row) for row in rows}
@@ -329,32 +336,33 @@ def emit_sums(builder, cells, load_number, load_factors):
             factors = load_factors(column)
             for row in rows:
                 cell = cells[row, column]
-                builder.store(builder.call(fused, [numbers[row], factors, builder.load(cell)]), cell)
+                builder.store(emit_product(builder, numbers[row], factors, builder.load(cell)), cell)
     else:
         factors = {column: load_factors(column) for column in columns}
         for row in rows:
             number = load_number(row)
             for column in columns:
                 cell = cells[row, column]
-                builder.store(builder.call(fused, [number, factors[column], builder.load(cell)]), cell)
+                builder.store(emit_product(builder, number, factors[column], builder.load(cell)), cell)
 
 
 def _emit_weights(builder, kind, pointer, half, output, floats):
-    """One of two inputs' numbers for some outputs, from one of 16 on, as float32; see `octavo.kernels.cpu.packing`."""
+    """One of two inputs' numbers for some outputs, from one of 16 on, as float32, or words that hold both; see
+    `octavo.kernels.cpu.packing`."""
     if kind == types.uint16:
         pointer = builder.gep(pointer, [_INT64(4 * output)])
         words = builder.load(builder.bitcast(pointer, ir.VectorType(I32, floats.count).as_pointer()), align=4)
-        return builder.bitcast(_emit_half(builder, words, half), floats)
+        return words if half == BOTH else builder.bitcast(_emit_half(builder, words, half), floats)
     pointer = builder.gep(pointer, [_INT64((half * OUTPUTS + output) * kind.bitwidth // 8)])
     stored = ir.VectorType(NUMBERS[kind], floats.count)
     return emit_widen(builder, kind, builder.load(builder.bitcast(pointer, stored.as_pointer()), align=2), floats.count)
 
 
 def _emit_number(builder, kind, pointer, half):
-    """One of two numbers of a row, as float32."""
+    """One of two numbers of a row, as float32, or a word that holds both."""
     if kind == types.uint16:  # one load for both
         word = builder.load(builder.bitcast(pointer, I32.as_pointer()), align=2)
-        return builder.bitcast(_emit_half(builder, word, half), F32)
+        return word if half == BOTH else builder.bitcast(_emit_half(builder, word, half), F32)
     pointer = builder.gep(pointer, [_INT64(half * kind.bitwidth // 8)])
     return emit_widen(builder, kind, builder.load(builder.bitcast(pointer, NUMBERS[kind].as_pointer()), align=2))
 

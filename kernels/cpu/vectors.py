@@ -6,7 +6,7 @@ float32, of any length that fills whole registers; what takes several registers 
 
 from __future__ import annotations
 
-from functools import cache, reduce
+from functools import reduce
 
 from llvmlite import binding, ir
 from numba import types
@@ -17,6 +17,8 @@ from octavo.kernels.cpu.elementary import EXP2, LOG2E, UNDERFLOW
 
 # 32 registers of 16 numbers, instead of 16 of 8.
 IS_WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
+# Instructions that round to bfloat16, and that add the products of pairs to float32.
+KNOWS_BFLOAT = bool(binding.get_host_cpu_features().get("avx512bf16"))
 # Sums may be reordered and fused.
 REORDERED = ("reassoc", "contract", "nsz")
 # Products may be fused with sums, and nothing else changes: numbers are equal to the last bit wherever the code is
@@ -47,15 +49,9 @@ class _BFloat(ir.types.Type):
         return hash(_BFloat)
 
 
-@cache
-def _rounds_to_bfloat() -> bool:
-    """Whether the processor has an instruction for it; without, LLVM would call a function for each number."""
-    return bool(binding.get_host_cpu_features().get("avx512bf16"))
-
-
 def emit_bfloat(builder, x):
     """float32 rounded to the nearest bfloat16, to the even one of two; NaN stays NaN. What is to be stored."""
-    if _rounds_to_bfloat():
+    if KNOWS_BFLOAT:  # LLVM would call a function for each number without
         return builder.fptrunc(x, ir.VectorType(_BFloat(), x.type.count))
     words = ir.VectorType(I32, x.type.count)
     bits = builder.bitcast(x, words)
@@ -115,3 +111,26 @@ def emit_reduce(builder, operation, x):
     name = f"llvm.vector.reduce.{operation}.v{x.type.count}f32"
     function_type = ir.FunctionType(F32, [argument.type for argument in arguments])
     return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), arguments, fastmath=flags)
+
+
+def emit_fused(builder, x, y, total):
+    """total + x · y, rounded once."""
+    kind = total.type
+    function_type = ir.FunctionType(kind, [kind] * 3)
+    name = f"llvm.fmuladd.v{kind.count}f32"
+    return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), [x, y, total])
+
+
+def emit_pairs(builder, x, y, total):
+    """total + the products of both numbers in bfloat16 that each word holds, 16 sums at a time, where `KNOWS_BFLOAT`.
+
+    What is too small for a normal number counts as 0.
+
+    Args:
+        x, y: Words of 32 bits. total: float32.
+    """
+    kind = total.type
+    # LLVM takes the words, as it once wanted them, for pairs.
+    function_type = ir.FunctionType(kind, [kind, x.type, y.type])
+    name = "llvm.x86.avx512bf16.dpbf16ps.512"
+    return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), [total, x, y])

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import numpy as np
 import pytest
 import torch
-from numba import njit
+from numba import njit, types
 from torch import Tensor
 
 from octavo.kernels.cpu import int8, packing, vector_products, vectors
@@ -17,6 +15,7 @@ from octavo.kernels.cpu.packing import OUTPUTS
 from octavo.kernels.cpu.tiles import BLOCK, ROWS, put_run, tile_rows, tiled_size
 from octavo.kernels.cpu.vector_products import multiply, multiply_bytes
 from octavo.models.layers import Head, Layout, Linear
+from tests.support.vector_machines import pairs_in, recompiled
 
 COUNTS = [1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 64, 80, 130]
 SHAPES = [(1, 32), (16, 32), (31, 64), (33, 32), (64, 96), (200, 160), (576, 1536)]
@@ -191,9 +190,15 @@ def test_other_layouts_serve_what_has_no_tiles() -> None:
 # ── in vectors, on whatever processor ───────────────────────────────────────────────────────────────────────
 
 
-@njit
-def multiplied(sums, weights, blocks, x, tile, count):
-    multiply(sums, 0, OUTPUTS, PANEL, weights, 0, blocks, x, 0, tile, count, 2, 1)
+def multiplied_with(multiply):
+    @njit
+    def multiplied(sums, weights, blocks, x, tile, count):
+        multiply(sums, 0, OUTPUTS, PANEL, weights, 0, blocks, x, 0, tile, count, 2, 1)
+
+    return multiplied
+
+
+multiplied = multiplied_with(multiply)
 
 
 @njit
@@ -220,29 +225,35 @@ def tiled(x: Tensor, kind: type = np.float32) -> np.ndarray:
 @pytest.mark.parametrize("num_inputs", [32, 96, 576])
 @pytest.mark.parametrize("count", range(1, 33))
 def test_vectors_multiply_any_number_of_rows(count: int, num_inputs: int, dtype: torch.dtype) -> None:
+    check_product(multiplied, count, num_inputs, dtype)
+
+
+def check_product(multiplied, count: int, num_inputs: int, dtype: torch.dtype, rows: type = np.float32) -> None:
     x, weight = random(count, num_inputs, dtype=dtype), random(32, num_inputs, seed=1, dtype=dtype)
     sums = np.empty(2 * PANEL, np.float32)
-    multiplied(sums, words(packing.pack(weight)), num_inputs // BLOCK, tiled(x), ROWS * num_inputs, count)
+    multiplied(sums, words(packing.pack(weight)), num_inputs // BLOCK, tiled(x, rows), ROWS * num_inputs, count)
     got = torch.from_numpy(sums).view(2, 32, OUTPUTS)[:, :count].transpose(0, 1).reshape(count, 32)
     torch.testing.assert_close(got.double(), x.double() @ weight.double().T, rtol=1e-5, atol=1e-3)
     for row in range(count):  # the same whatever stands beside it
         alone = np.empty(2 * PANEL, np.float32)
-        multiplied(alone, words(packing.pack(weight)), num_inputs // BLOCK, tiled(x[row : row + 1]), 0, 1)
+        multiplied(alone, words(packing.pack(weight)), num_inputs // BLOCK, tiled(x[row : row + 1], rows), 0, 1)
         assert torch.equal(torch.from_numpy(alone).view(2, 32, OUTPUTS)[:, 0].reshape(-1), got[row])
+
+
+@pytest.mark.parametrize("pairs", ["instruction", "emulated"])
+def test_vectors_multiply_pairs_of_bfloat16(pairs: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    products = recompiled(monkeypatch, **pairs_in(pairs))[0]
+    assert products.takes_pairs(types.uint16)
+    assert not products.takes_pairs(types.int16)
+    multiplied = multiplied_with(products.multiply)
+    for count in (1, 2, 3, 4, 5, 8, 9, 16, 17, 31, 32):
+        for num_inputs in (32, 96, 576):
+            check_product(multiplied, count, num_inputs, torch.bfloat16, np.uint16)
 
 
 @pytest.mark.parametrize("is_wide", [True, False], ids=["32 wide registers", "16"])
 def test_vectors_for_registers_of_any_number(is_wide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vectors, "IS_WIDE", is_wide)
-    spec = importlib.util.spec_from_file_location("vector_products_of_others", vector_products.__file__)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    by = module.multiply
-
-    @njit
-    def multiplied_by(sums, weights, blocks, x, tile, count):
-        by(sums, 0, OUTPUTS, PANEL, weights, 0, blocks, x, 0, tile, count, 2, 1)
-
+    multiplied_by = multiplied_with(recompiled(monkeypatch, IS_WIDE=is_wide)[0].multiply)
     weight = random(32, 96, seed=1)
     for count in range(1, 33):
         x, sums, expected = random(count, 96), np.empty(2 * PANEL, np.float32), np.empty(2 * PANEL, np.float32)
@@ -284,9 +295,9 @@ def test_sums_of_bytes_are_exact(
 
 @pytest.mark.parametrize("instruction", [True, False], ids=["one instruction", "plain"])
 def test_rounding_to_bfloat16(instruction: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if instruction and not vectors._rounds_to_bfloat():
+    if instruction and not vectors.KNOWS_BFLOAT:
         pytest.skip("no such instruction here")
-    monkeypatch.setattr(vectors, "_rounds_to_bfloat", lambda: instruction)
+    monkeypatch.setattr(vectors, "KNOWS_BFLOAT", instruction)
 
     @njit
     def rounded(out, x):
