@@ -162,7 +162,7 @@ def _emit_multiply(context, builder, signature, args, row_tiles, fetch, steps, p
 
 
 @intrinsic(prefer_literal=True)
-def multiply_bytes(typingctx, sums, numbers, first_weight, blocks, split, first_x, count, fetch):
+def multiply_bytes(typingctx, sums, numbers, first_weight, blocks, fixed, first_x, count, fetch):
     """See `octavo.kernels.cpu.products`; all of the tile's rows are computed."""
     if not isinstance(fetch, types.IntegerLiteral):
         return None
@@ -172,7 +172,7 @@ def multiply_bytes(typingctx, sums, numbers, first_weight, blocks, split, first_
         return context.get_dummy_value()
 
     size = types.intp
-    return types.void(sums, numbers, size, size, split, size, size, fetch), codegen
+    return types.void(sums, numbers, size, size, fixed, size, size, fetch), codegen
 
 
 def _emit_multiply_bytes(context, builder, signature, args, *, fetch):

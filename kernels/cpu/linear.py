@@ -20,7 +20,7 @@ from octavo.kernels.cpu.disk_cache import kept
 from octavo.kernels.cpu.elementary import EXACT, FAST
 from octavo.kernels.cpu.int8 import NUM_SUMS
 from octavo.kernels.cpu.packing import GROUP, OUTPUTS, PANELS, groups_of
-from octavo.kernels.cpu.products import configure, multiply, multiply_bytes, release, type_of_rows
+from octavo.kernels.cpu.products import TAKES_BYTES, configure, multiply, multiply_bytes, release, type_of_rows
 from octavo.kernels.cpu.team import share, threads_for
 from octavo.kernels.cpu.tiles import (
     BLOCK,
@@ -41,6 +41,8 @@ _WEIGHTS_PER_THREAD = 64 * 1024
 
 # Sums of a group lie panel by panel: 2 × 32 rows × 16 outputs.
 PANEL = 2 * ROWS * OUTPUTS
+
+_fix_rows = int8.fix_rows_with(TAKES_BYTES)
 
 _NONE = np.empty(0, np.float32)
 _NO_NUMBERS = np.empty(0, np.int8)
@@ -114,20 +116,20 @@ def _linear_kernel(result: types.Type, number: types.Type):
 @njit(**EXACT)
 def room_bytes(num_rows, num_inputs):
     """Scratch that a product with weights in int8 needs."""
-    return int8.split_bytes(min(num_rows, ROW_BLOCK), num_inputs)
+    return int8.fixed_bytes(min(num_rows, ROW_BLOCK), num_inputs)
 
 
 @njit(**EXACT, forceinline=True)
-def put_byte_products(sums, byte_sums, row, end, begin, num_inputs, numbers, scales, group, split, steps):
+def put_byte_products(sums, byte_sums, row, end, begin, num_inputs, numbers, scales, group, fixed, steps):
     """Sums of up to 32 rows from ``row`` on, in a block of rows from ``begin`` on, with a group of weights in int8."""
     blocks, weight = int8.num_blocks(num_inputs), group * int8.group_bytes(num_inputs)
     for half in range(row, min(end, row + 2 * ROWS), ROWS):
-        at = int8.split_bytes(half - begin, num_inputs)
+        at = int8.fixed_bytes(half - begin, num_inputs)
         # Only the first rows wait for the weights; then they are in the cache.
         if half == begin:
-            multiply_bytes(byte_sums, numbers, weight, blocks, split, at, end - half, 1)
+            multiply_bytes(byte_sums, numbers, weight, blocks, fixed, at, end - half, 1)
         else:
-            multiply_bytes(byte_sums, numbers, weight, blocks, split, at, end - half, 0)
+            multiply_bytes(byte_sums, numbers, weight, blocks, fixed, at, end - half, 0)
         int8.put_sums(
             sums, (half - row) * OUTPUTS, PANEL, byte_sums, min(ROWS, end - half), steps, half - begin, scales, group
         )
@@ -152,16 +154,16 @@ def product_with(expect, finish):
     def product(target, x, num_rows, num_inputs, weights, num_groups, bias, rank, size, sums):
         first, last = share(num_groups, rank, size)
         blocks, tile = num_inputs // BLOCK, ROWS * num_inputs
-        words, numbers, scales, split, steps, byte_sums = weights
+        words, numbers, scales, fixed, steps, byte_sums = weights
         for begin in range(0, num_rows, ROW_BLOCK):
             end = min(num_rows, begin + ROW_BLOCK)
             if scales.shape[0] > 0:
-                int8.split_rows(split, steps, x, begin, end, num_inputs)
+                _fix_rows(fixed, steps, x, begin, end, num_inputs)
                 for group in range(first, last):
                     for row in range(begin, end, 2 * ROWS):
                         expect(target, row, min(2 * ROWS, end - row), group)
                         put_byte_products(
-                            sums, byte_sums, row, end, begin, num_inputs, numbers, scales, group, split, steps
+                            sums, byte_sums, row, end, begin, num_inputs, numbers, scales, group, fixed, steps
                         )
                         finish(target, sums, row, min(2 * ROWS, end - row), group, bias)
                 continue

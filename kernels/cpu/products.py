@@ -27,13 +27,13 @@ alone: the same for two whole tiles of rows, which may lie anywhere, as stored, 
 the type of rows: operands have changed places. ``x_row`` and ``x_block`` are numbers from a row of x to the next, and
 from a block of 32 inputs to the next. Nothing is fetched ahead.
 
-``multiply_bytes(sums, numbers, first_weight, blocks, split, first_x, count, fetch)``: sums of the bytes of a tile of
+``multiply_bytes(sums, numbers, first_weight, blocks, fixed, first_x, count, fetch)``: sums of the bytes of a tile of
 rows with a group of weights in int8. What counts is 256 · those of high bytes + those of low ones.
 
     sums                      int32 [`int8.NUM_SUMS`]: those of high bytes, of both panels, then those of low ones
     numbers                   int8, as `octavo.kernels.cpu.int8.pack` lays out groups
     blocks                    inputs / 64
-    split                     uint8, from `octavo.kernels.cpu.int8.split_rows`
+    fixed                     uint8, from `octavo.kernels.cpu.int8.fix_rows_with`, called with ``TAKES_BYTES``
     count, fetch              as above
 """
 
@@ -50,6 +50,7 @@ from octavo.kernels.cpu.elementary import EXACT
 
 _chosen = amx if amx.is_available() else vector_products
 
+TAKES_BYTES = int(_chosen is amx)  # instead of 16 bits that are whole
 _takes_bfloat = _chosen is amx or vector_products.takes_pairs(types.uint16)
 
 CHOSEN = f"{_chosen.__name__} {_takes_bfloat}"  # for the key of compiled code

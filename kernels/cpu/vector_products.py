@@ -16,7 +16,7 @@ by line while those before them are multiplied.
 
 Weights in int8 meet activations in fixed point, of 16 bits (`octavo.kernels.cpu.int8`), which are multiplied whole:
 
-    product    4 inputs of x, 16 bits  ·  the same 4 of 4 outputs  →  2 sums of a pair each for every output, 32 bits
+    product    4 inputs of x, 16 bits  ·  the same 4 of 4 or 8 outputs  →  2 sums of a pair each for every output
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ _BLOCKS_AT_ONCE = 16
 _HALF = PANELS * ROWS * OUTPUTS  # of the sums of bytes: first those of high bytes, then those of low ones
 _BYTE, _INT64 = ir.IntType(8), ir.IntType(64)
 _UPPER_HALF = 0xFFFF0000
-_PAIR_PRODUCTS = "llvm.x86.avx2.pmadd.wd"
+# For so many sums of pairs: an instruction, and what processors that have it are said to have.
+_PAIR_PRODUCTS = {8: ("llvm.x86.avx2.pmadd.wd", "avx2"), 16: ("llvm.x86.avx512.pmaddw.d.512", "avx512bw")}
 
 
 @njit(**EXACT)
@@ -151,28 +152,43 @@ def multiply_ahead(
 
 
 @njit(**EXACT)
-def multiply_bytes(sums, numbers, first_weight, blocks, split, first_x, count, fetch):
+def multiply_bytes(sums, numbers, first_weight, blocks, fixed, first_x, count, fetch):
     """See `octavo.kernels.cpu.products.multiply_bytes`."""
-    rows = min(count, ROWS)
+    end = min(count, ROWS)
     for i in range(2 * _HALF):
         sums[i] = 0
     for begin in range(0, blocks, _BLOCKS_AT_ONCE):
         now = min(_BLOCKS_AT_ONCE, blocks - begin)
         x = first_x + begin * 4 * _TILE
         for panel in range(PANELS):
-            weight = first_weight + (begin * PANELS + panel) * 2 * _TILE
-            for row in range(0, rows, 2):
-                to, at = (panel * ROWS + row) * OUTPUTS, x + row * 2 * BLOCK
+            weight, row = first_weight + (begin * PANELS + panel) * 2 * _TILE, 0
+            while row < end:
+                to, at, left = (panel * ROWS + row) * OUTPUTS, x + row * 4 * BLOCK, end - row
                 ahead = AHEAD if fetch == 1 and panel == 0 and row == 0 else 0
-                if rows - row > 1:
-                    _sum_byte_rows(sums, to, numbers, weight, now, split, at, ahead, 2)
+                if left > 2 and IS_WIDE:
+                    rows = _sum_many_fixed(sums, to, numbers, weight, now, fixed, at, left, ahead)
+                elif left > 1:
+                    _sum_fixed_rows(sums, to, numbers, weight, now, fixed, at, ahead, 2)
+                    rows = 2
                 else:
-                    _sum_byte_rows(sums, to, numbers, weight, now, split, at, ahead, 1)
+                    _sum_fixed_rows(sums, to, numbers, weight, now, fixed, at, ahead, 1)
+                    rows = 1
+                row += rows
+
+
+@njit(**EXACT)
+def _sum_many_fixed(sums, to, numbers, weight, blocks, fixed, at, left, ahead):
+    """As many rows as wide registers have room for; how many that were, of which the last ones may be nobody's."""
+    if left > 4:
+        _sum_fixed_rows(sums, to, numbers, weight, blocks, fixed, at, ahead, 8)
+        return 8
+    _sum_fixed_rows(sums, to, numbers, weight, blocks, fixed, at, ahead, 4)
+    return 4
 
 
 @intrinsic(prefer_literal=True)
-def _sum_byte_rows(typingctx, sums, first_sum, numbers, first_weight, blocks, split, first_x, ahead, num_rows):
-    """Adds the products of one or two rows with one panel of weights in int8 to the sums.
+def _sum_fixed_rows(typingctx, sums, first_sum, numbers, first_weight, blocks, fixed, first_x, ahead, num_rows):
+    """Adds the products of some rows with one panel of weights in int8 to the sums.
 
     Args:
         ahead: Bytes from a block of weights to what is fetched meanwhile; 0 for nothing.
@@ -180,70 +196,72 @@ def _sum_byte_rows(typingctx, sums, first_sum, numbers, first_weight, blocks, sp
     """
     if not isinstance(num_rows, types.IntegerLiteral):
         return None
-    rows, quarters = range(num_rows.literal_value), range(OUTPUTS // 4)
-    bytes_of_quarter, pairs = ir.VectorType(_BYTE, 16), ir.VectorType(I32, 8)
-    four_bytes, longs = ir.VectorType(_BYTE, 4), ir.VectorType(_INT64, 4)
+    lanes = OUTPUTS if IS_WIDE else OUTPUTS // 2  # of a register of sums: two for each output
+    rows, columns = range(num_rows.literal_value), range(2 * OUTPUTS // lanes)
+    totals, shorts = ir.VectorType(I32, lanes), ir.VectorType(I16, 2 * lanes)
 
     def codegen(context, builder, signature, args):
-        weight, first = (emit_address(context, builder, signature, args, i) for i in (2, 5))
-        zero = ir.Constant(pairs, [0] * pairs.count)
-        cells = {(r, k): cgutils.alloca_once_value(builder, zero) for r in rows for k in quarters}
+        weight = emit_address(context, builder, signature, args, 2)
+        first = builder.bitcast(emit_address(context, builder, signature, args, 5), _BYTE.as_pointer())
+        cells = {
+            (r, j): cgutils.alloca_once_value(builder, ir.Constant(totals, [0] * lanes)) for r in rows for j in columns
+        }
 
         def load(pointer, offset, kind):
             return builder.load(builder.bitcast(builder.gep(pointer, [offset]), kind.as_pointer()), align=1)
 
+        def load_inputs(block, quad, r):
+            offset = builder.add(builder.mul(quad, _INT64(8)), _INT64(4 * r * BLOCK))
+            return builder.bitcast(emit_splat(builder, load(block, offset, _INT64), lanes // 2), shorts)
+
+        def load_factors(block, quad, j):
+            offset = builder.add(builder.mul(quad, _INT64(LINE)), _INT64(2 * lanes * j))
+            return builder.sext(load(block, offset, ir.VectorType(_BYTE, 2 * lanes)), shorts)
+
         lines = builder.select(builder.icmp_signed(">", args[7], _INT64(0)), _INT64(4 * _TILE // LINE), _INT64(0))
         with cgutils.for_range(builder, args[4]) as loop:
-            # A block has as many bytes of weights, in both panels, as of rows, in high and low bytes.
+            # A block has as many bytes of weights, in both panels, as of rows.
             offset = builder.mul(loop.index, _INT64(4 * _TILE))
             weight_block, row_block = builder.gep(weight, [offset]), builder.gep(first, [offset])
             fetched = builder.gep(weight_block, [args[7]])
             with cgutils.for_range(builder, _INT64(ROWS)) as quad:
                 emit_fetch_share(builder, fetched, lines, quad.index, ROWS)
-                at = builder.mul(quad.index, _INT64(LINE))
-                factors = []
-                for k in quarters:
-                    stored = load(weight_block, builder.add(at, _INT64(16 * k)), bytes_of_quarter)
-                    factors.append(builder.sext(stored, ir.VectorType(I16, 16)))
-                for r in rows:
-                    place = builder.add(builder.mul(quad.index, _INT64(4)), _INT64(r * 2 * BLOCK))
-                    high = load(row_block, place, four_bytes)
-                    low = load(row_block, builder.add(place, _INT64(2 * _TILE)), four_bytes)
-                    order = ir.Constant(ir.VectorType(I32, 8), [0, 4, 1, 5, 2, 6, 3, 7])
-                    fixed = builder.bitcast(builder.shuffle_vector(low, high, order), _INT64)
-                    x = builder.bitcast(emit_splat(builder, fixed, longs.count), ir.VectorType(I16, 16))
-                    for k in quarters:
-                        total = builder.add(builder.load(cells[r, k]), _emit_pair_products(builder, factors[k], x))
-                        builder.store(total, cells[r, k])
+                emit_sums(
+                    builder, cells, partial(load_inputs, row_block, quad.index),
+                    partial(load_factors, weight_block, quad.index), _emit_pair_products,
+                )  # fmt: skip
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        for (r, k), cell in cells.items():
-            total, eight = builder.load(cell), ir.Constant(pairs, [8] * 8)
-            parts = builder.ashr(total, eight), builder.and_(total, ir.Constant(pairs, [255] * 8))
-            for half, part in enumerate(parts):
-                place = builder.add(args[1], _INT64(half * _HALF + r * OUTPUTS + 4 * k))
-                pointer = builder.bitcast(builder.gep(data, [place]), ir.VectorType(I32, 4).as_pointer())
+        for (r, j), cell in cells.items():
+            total = builder.load(cell)
+            eight, byte = (ir.Constant(totals, [number] * lanes) for number in (8, 255))
+            for half, part in enumerate((builder.ashr(total, eight), builder.and_(total, byte))):
+                place = builder.add(args[1], _INT64(half * _HALF + r * OUTPUTS + j * lanes // 2))
+                pointer = builder.bitcast(builder.gep(data, [place]), ir.VectorType(I32, lanes // 2).as_pointer())
                 both = builder.add(_emit_every_other(builder, part, 0), _emit_every_other(builder, part, 1))
                 builder.store(builder.add(builder.load(pointer, align=4), both), pointer, align=4)
         return context.get_dummy_value()
 
     size = types.intp
-    return types.void(sums, size, numbers, size, size, split, size, size, num_rows), codegen
+    return types.void(sums, size, numbers, size, size, fixed, size, size, num_rows), codegen
 
 
-def _emit_pair_products(builder, x, y):
-    """Sums of the products of two neighbours each: <16 x i16> times <16 x i16> to <8 x i32>."""
-    if _has_pair_products():
-        function_type = ir.FunctionType(ir.VectorType(I32, 8), [x.type, y.type])
-        return builder.call(cgutils.get_or_insert_function(builder.module, function_type, _PAIR_PRODUCTS), [x, y])
-    wide = ir.VectorType(I32, 16)
+def _emit_pair_products(builder, x, y, total):
+    """total + the sums of the products of two neighbours each: <2n x i16> times <2n x i16> to <n x i32>."""
+    name = _pair_products(total.type.count)
+    if name is not None:
+        function_type = ir.FunctionType(total.type, [x.type, y.type])
+        function = cgutils.get_or_insert_function(builder.module, function_type, name)
+        return builder.add(total, builder.call(function, [x, y]))
+    wide = ir.VectorType(I32, x.type.count)
     products = builder.mul(builder.sext(x, wide), builder.sext(y, wide))
-    return builder.add(_emit_every_other(builder, products, 0), _emit_every_other(builder, products, 1))
+    return builder.add(total, builder.add(*(_emit_every_other(builder, products, first) for first in range(2))))
 
 
 @cache
-def _has_pair_products() -> bool:
-    """Whether the processor has an instruction for them."""
-    return bool(binding.get_host_cpu_features().get("avx2"))
+def _pair_products(count: int) -> str | None:
+    """The instruction for so many sums of them, if the processor has one."""
+    name, feature = _PAIR_PRODUCTS[count]
+    return name if binding.get_host_cpu_features().get(feature) else None
 
 
 def _emit_every_other(builder, x, first):

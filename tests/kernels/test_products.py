@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from numba import njit, types
 from torch import Tensor
 
-from octavo.kernels.cpu import int8, packing, vector_products, vectors
+from octavo.kernels.cpu import int8, packing, vectors
 from octavo.kernels.cpu.bits import stored
 from octavo.kernels.cpu.linear import PANEL, linear
 from octavo.kernels.cpu.packing import OUTPUTS
 from octavo.kernels.cpu.tiles import BLOCK, ROWS, put_run, tile_rows, tiled_size
-from octavo.kernels.cpu.vector_products import multiply, multiply_bytes
+from octavo.kernels.cpu.vector_products import multiply
 from octavo.models.layers import Head, Layout, Linear
 from tests.support.vector_machines import pairs_in, recompiled
 
@@ -201,10 +203,15 @@ def multiplied_with(multiply):
 multiplied = multiplied_with(multiply)
 
 
-@njit
-def multiplied_bytes(sums, numbers, blocks, split, steps, x, count, num_inputs):
-    int8.split_rows(split, steps, x, 0, count, num_inputs)
-    multiply_bytes(sums, numbers, 0, blocks, split, 0, count, 1)
+def multiplied_bytes_with(multiply_bytes):
+    fix_rows = int8.fix_rows_with(0)
+
+    @njit
+    def multiplied_bytes(sums, numbers, blocks, fixed, steps, x, count, num_inputs):
+        fix_rows(fixed, steps, x, 0, count, num_inputs)
+        multiply_bytes(sums, numbers, 0, blocks, fixed, 0, count, 1)
+
+    return multiplied_bytes
 
 
 def words(x: Tensor) -> np.ndarray:
@@ -266,31 +273,50 @@ def test_vectors_for_registers_of_any_number(is_wide: bool, monkeypatch: pytest.
 
 @pytest.mark.parametrize("kind", [np.uint16, np.float32], ids=["bfloat16", "float32"])
 @pytest.mark.parametrize("instruction", [True, False], ids=["one instruction", "plain"])
-@pytest.mark.parametrize("num_inputs", [32, 64, 1504, 4096])
-def test_sums_of_bytes_are_exact(
-    num_inputs: int, instruction: bool, kind: type, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("is_wide", [True, False], ids=["32 wide registers", "16"])
+def test_sums_of_bytes_are_exact(is_wide: bool, instruction: bool, kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    products = recompiled(monkeypatch, IS_WIDE=is_wide)[0]
     if not instruction:
-        monkeypatch.setattr(vector_products, "_has_pair_products", lambda: False)
-        run = njit(multiplied_bytes.py_func)
-    else:
-        run = multiplied_bytes
-    blocks = -(-num_inputs // 64)
-    numbers = torch.randint(-127, 128, (32, num_inputs), generator=torch.Generator().manual_seed(0), dtype=torch.int8)
-    numbers[3] = 127  # the largest sums there are
-    for count in (1, 2, 15, 16):
+        monkeypatch.setattr(products, "_pair_products", lambda count: None)
+    run = multiplied_bytes_with(products.multiply_bytes)
+    for num_inputs, count in itertools.product((32, 64, 1504, 4096), (1, 2, 3, 5, 8, 9, 15, 16)):
+        blocks, generator = -(-num_inputs // 64), torch.Generator().manual_seed(0)
+        numbers = torch.randint(-127, 128, (32, num_inputs), generator=generator, dtype=torch.int8)
+        numbers[3] = 127  # the largest sums there are
         x = random(count, num_inputs)
         x[0] = 3.0
         sums, steps = np.empty(int8.NUM_SUMS, np.int32), np.empty(count, np.float32)
-        split = np.zeros(int8.split_bytes(count, num_inputs), np.uint8)
+        fixed = np.zeros(int8.fixed_bytes(count, num_inputs), np.uint8)
         packed = int8.pack(numbers).numpy().reshape(-1)
-        run(sums, packed, blocks, split, steps, tiled(x, kind), count, num_inputs)
-        bytes_of = torch.from_numpy(split).view(blocks, 2, ROWS, 64)[:, :, :count].long()
-        fixed = (256 * bytes_of[:, 0].to(torch.int8).long() + bytes_of[:, 1]).transpose(0, 1).reshape(count, -1)
-        assert ((fixed[:, :num_inputs] * torch.from_numpy(steps)[:, None] - x.float()).abs() < 1e-3).all()
+        run(sums, packed, blocks, fixed, steps, tiled(x, kind), count, num_inputs)
+        rows = torch.from_numpy(fixed.view(np.int16)).view(blocks, ROWS, 64)[:, :count].long()
+        whole = rows.transpose(0, 1).reshape(count, -1)
+        assert ((whole[:, :num_inputs] * torch.from_numpy(steps)[:, None] - x.float()).abs() < 1e-3).all()
         high, low = torch.from_numpy(sums).long().view(2, 2, ROWS, OUTPUTS)
         got = (256 * high + low)[:, :count].transpose(0, 1).reshape(count, 32)
-        assert torch.equal(got, fixed[:, :num_inputs] @ numbers.long().T)
+        assert torch.equal(got, whole[:, :num_inputs] @ numbers.long().T)
+
+
+@pytest.mark.parametrize("num_inputs", [32, 64, 160])
+def test_bytes_of_rows_lie_apart_or_together(num_inputs: int) -> None:
+    for count in (1, 16, 40):
+        fixed, steps = [], []
+        for apart in (0, 1):
+            fixed.append(np.full(int8.fixed_bytes(count, num_inputs), 99, np.uint8))
+            steps.append(np.empty(count, np.float32))
+            int8.fix_rows_with(apart)(
+                fixed[apart], steps[apart], tiled(random(count, num_inputs)), 0, count, num_inputs
+            )
+        whole = fixed[0].view(np.int16).reshape(-1, ROWS, 64)
+        high, low = fixed[1].reshape(-1, 2, ROWS, 64).swapaxes(0, 1)
+        # Tile by tile, and in each the same number of blocks; what belongs to no row is as it was.
+        tiles = -(-count // ROWS)
+        by_row = [
+            array.reshape(tiles, -1, ROWS, 64).swapaxes(1, 2).reshape(tiles * ROWS, -1) for array in (whole, high, low)
+        ]
+        rows, of_high, of_low = (array[:count] for array in by_row)
+        assert np.array_equal(rows, of_high.view(np.int8).astype(np.int16) * 256 + of_low)
+        assert np.array_equal(*steps)
 
 
 @pytest.mark.parametrize("instruction", [True, False], ids=["one instruction", "plain"])
