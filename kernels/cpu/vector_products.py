@@ -109,7 +109,8 @@ def multiply(
 ):
     """See `octavo.kernels.cpu.products.multiply`."""
     ahead, lines = 0, 0
-    if fetch == 1:
+    # One row of pairs takes so few instructions that the processor reads ahead by itself.
+    if fetch == 1 and (count > 1 or x.itemsize > 2):
         passes = passes_of(count, row_tiles)
         block_bytes = PANELS * _TILE * weights.itemsize
         # If there are several passes, the next group comes while this one is multiplied, in equal parts for all.
