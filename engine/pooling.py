@@ -31,6 +31,10 @@ class Pooler:
         self._rows = rows
         self._sums: dict[int, Tensor] = {}  # row -> float64 [hidden], of the tokens computed so far
 
+    def is_asked(self, plan: StepPlan) -> bool:
+        """Whether anybody in this step wants a vector."""
+        return bool(self._rows.pooling[plan.rows].any())
+
     def take(self, plan: StepPlan, hidden: Tensor) -> tuple[Embedding, ...]:
         """The vectors of prompts that a step completed.
 

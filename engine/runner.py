@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 
 import numpy as np
@@ -66,8 +67,9 @@ class ModelRunner:
             max_seq_len=3,
         )
         batches = [batch] * shape.num_layers
-        hidden = self._decoder.forward(tokens, tokens, self._kv_cache.layers, batches)
-        self._sampler.warm_up(self._decoder.logits(hidden))
+        inputs = tokens, tokens, self._kv_cache.layers, batches
+        self._decoder.logits(self._decoder.forward(*inputs))
+        self._sampler.warm_up(self._decoder.step_logits(*inputs, torch.tensor([0, 3], device=device)))
 
     @torch.inference_mode()
     def measure_transfers(self) -> tuple[TransferTiming, ...]:
@@ -89,7 +91,11 @@ class ModelRunner:
         masks = self._grammars.begin(plan.sample_rows)
         step = self._inputs.build(plan)
         batches = [step.paged[group] for group in self._kv_cache.group_of_layer]
-        hidden = self._decoder.forward(step.input_ids, step.positions, self._kv_cache.layers, batches)
+        inputs = step.input_ids, step.positions, self._kv_cache.layers, batches
+        if len(plan.sample_from) and not self._reads_hidden(plan):
+            logits = self._decoder.step_logits(*inputs, step.last_tokens)
+            return self._sampler.sample(logits, plan.sample_rows, _allowed(masks, logits))
+        hidden = self._decoder.forward(*inputs)
         scores, embeddings = tuple(self._score_prompts(plan, hidden)), self._pooler.take(plan, hidden)
         if not len(plan.sample_from):
             # Nothing below waits for the GPU, and the next step overwrites the buffers that this one still reads.
@@ -97,11 +103,14 @@ class ModelRunner:
                 torch.cuda.current_stream().synchronize()
             return Sampled(np.empty(0, dtype=np.int32), scores=scores)
         logits = self._decoder.logits(hidden[step.last_tokens])
-        allowed = None if masks is None else masks.result().to(logits.device)
-        sampled = self._sampler.sample(logits, plan.sample_rows, allowed)
+        sampled = self._sampler.sample(logits, plan.sample_rows, _allowed(masks, logits))
         if scores or embeddings:
             return replace(sampled, scores=scores + sampled.scores, embeddings=embeddings)
         return sampled
+
+    def _reads_hidden(self, plan: StepPlan) -> bool:
+        """Whether more is wanted of the hidden states than the next tokens' logits."""
+        return self._pooler.is_asked(plan) or bool((self._rows.num_prompt_logprobs[plan.rows] >= 0).any())
 
     def _score_prompts(self, plan: StepPlan, hidden: Tensor) -> Iterator[Scores]:
         """Log-probabilities of the prompt's tokens that follow those of this step, for requests that ask for them."""
@@ -113,3 +122,8 @@ class ModelRunner:
             for at in range(start, end, _SCORED_AT_ONCE):
                 logits = self._decoder.logits(hidden[first + at : first + min(at + _SCORED_AT_ONCE, end)])
                 yield self._sampler.score_prompt(logits, row, at + 1)
+
+
+def _allowed(masks: Future[Tensor] | None, logits: Tensor) -> Tensor | None:
+    """The tokens that grammars allow, once that is known."""
+    return None if masks is None else masks.result().to(logits.device)

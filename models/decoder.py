@@ -47,6 +47,7 @@ class Decoder:
         self._layers = layers
         self._norm = norm
         self._head = head
+        self._ending = head.after(norm)
 
     @property
     def weight_bytes(self) -> int:
@@ -75,11 +76,36 @@ class Decoder:
         Returns:
             [T, hidden] of the weights' type, after the final norm. Nothing here waits for the device.
         """
+        return self._norm(self._residual_stream(input_ids, positions, kv_caches, batches))
+
+    @torch.inference_mode()
+    def step_logits(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        kv_caches: Sequence[Tensor],
+        batches: Sequence[PagedBatch],
+        tokens: Tensor,
+    ) -> Tensor:
+        """`forward` and `logits`, where nothing else is asked of the hidden states.
+
+        Args:
+            tokens: int64 [N], those of the step whose logits are wanted. The others as for `forward`.
+
+        Returns:
+            As `logits`, to the last bit.
+        """
+        return self._capped(self._ending(self._residual_stream(input_ids, positions, kv_caches, batches), tokens))
+
+    def _residual_stream(
+        self, input_ids: Tensor, positions: Tensor, kv_caches: Sequence[Tensor], batches: Sequence[PagedBatch]
+    ) -> Tensor:
+        """float32 [T, hidden], after the last layer."""
         x = F.embedding(input_ids, self._embedding).float()
         if self._embedding_scale != 1.0:
             x.mul_(self._embedding_scale)
         self._layers.forward(x, positions, kv_caches, batches)
-        return self._norm(x)
+        return x
 
     def warm_up(self, block_size: int, kv_dtype: torch.dtype) -> None:
         """Compiles what the first steps would otherwise wait for."""
@@ -97,7 +123,9 @@ class Decoder:
         Returns:
             float32 [N, vocab].
         """
-        logits = self._head(hidden)
+        return self._capped(self._head(hidden))
+
+    def _capped(self, logits: Tensor) -> Tensor:
         if cap := self.shape.logit_softcap:
             logits.div_(cap).tanh_().mul_(cap)
         return logits

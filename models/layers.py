@@ -67,6 +67,13 @@ def _linear() -> ModuleType:
     return linear
 
 
+@cache
+def _head() -> ModuleType:
+    from octavo.kernels.cpu import head
+
+    return head
+
+
 def _is_fused(x: Tensor) -> bool:
     """Whether the CPU's fused kernels take this tensor."""
     return x.device.type == "cpu" and x.dim() == 2 and x.is_contiguous()
@@ -141,6 +148,15 @@ class Linear:
         product: Tensor = _linear().linear(x, self._weight, self._num_outputs, self._bias, dtype, self._scales)
         return product
 
+    def after(self, norm: RmsNorm) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """A norm and this layer in one call, unrounded: see `Head.after`; None if there is none for this layout."""
+        if self._layout is not Layout.PANELS or self._bias is not None:
+            return None
+        together: Callable[[Tensor, Tensor], Tensor] = _head().NormedLinear(
+            norm.weight, norm.eps, self._weight, self._num_outputs, norm.dtype, self._scales
+        )
+        return together
+
     @property
     def layout(self) -> Layout:
         """How the weights lie in memory."""
@@ -184,6 +200,11 @@ class Head:
             logits[rows, tokens] = (hidden[rows].float() * self._weight[tokens].float()).sum(dim=-1)
         return logits
 
+    def after(self, norm: RmsNorm) -> Callable[[Tensor, Tensor], Tensor]:
+        """The last norm and this layer: float32 [T, hidden], and the rows that are wanted, int64 [N] → float32
+        [N, vocab]."""
+        return self._linear.after(norm) or (lambda x, rows: self(norm(x[rows])))
+
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """The tensors that it keeps in memory."""
@@ -198,26 +219,29 @@ class RmsNorm:
         eps: Added to the mean square.
         adds_one: Multiply with ``1 + weight`` (Gemma).
         dtype: Type of the result.
+
+    Attributes:
+        weight: float32, what is multiplied with. eps, dtype: as above.
     """
 
-    __slots__ = ("_dtype", "_eps", "_per_head", "_shape", "_weight")
+    __slots__ = ("_per_head", "_shape", "dtype", "eps", "weight")
 
     def __init__(self, weight: Tensor, eps: float, *, adds_one: bool, dtype: torch.dtype) -> None:
         # One plus a small weight needs more digits than 16 bits have.
-        self._weight = weight.float() + 1.0 if adds_one else weight.float()
+        self.weight = weight.float() + 1.0 if adds_one else weight.float()
         self._shape = (weight.shape[-1],)
         self._per_head = weight.dim() > 1
-        self._eps = eps
-        self._dtype = dtype
+        self.eps = eps
+        self.dtype = dtype
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., n] of any type → [..., n] of ``dtype``."""
         if _is_fused(x) and x.dtype is torch.float32 and not self._per_head:
-            normed: Tensor = _fused().rms_norm(x, self._weight, self._eps, self._dtype)
+            normed: Tensor = _fused().rms_norm(x, self.weight, self.eps, self.dtype)
             return normed
         if self._per_head:
-            return F.rms_norm(x.float(), self._shape, None, self._eps).mul_(self._weight).to(self._dtype)
-        return F.rms_norm(x.float(), self._shape, self._weight, self._eps).to(self._dtype)
+            return F.rms_norm(x.float(), self._shape, None, self.eps).mul_(self.weight).to(self.dtype)
+        return F.rms_norm(x.float(), self._shape, self.weight, self.eps).to(self.dtype)
 
 
 class Rotary:

@@ -10,7 +10,7 @@ from functools import cache
 
 import numpy as np
 import torch
-from numba import prange, types
+from numba import njit, prange, types
 from torch import Tensor
 
 from octavo.kernels.cpu.bits import NUMBA_TYPES, narrow, stored, widen
@@ -38,7 +38,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tenso
         [num_rows, width] of ``dtype``.
     """
     out = torch.empty(x.shape, dtype=dtype)
-    workers = threads_for(x.numel() // _NUMBERS_PER_THREAD)
+    workers = _workers_for(x)
     kernel = _rms_norm_kernel(NUMBA_TYPES[dtype], workers > 1)
     kernel(stored(out).numpy(), x.numpy(), weight.numpy(), eps, workers)
     return out
@@ -54,10 +54,17 @@ def silu_mul(gate_up: Tensor) -> Tensor:
         [num_rows, width] of the same dtype.
     """
     out = torch.empty((gate_up.shape[0], gate_up.shape[1] // 2), dtype=gate_up.dtype)
-    workers = threads_for(out.numel() // _NUMBERS_PER_THREAD)
+    workers = _workers_for(out)
     kernel = _silu_mul_kernel(NUMBA_TYPES[gate_up.dtype], workers > 1)
     kernel(stored(out).numpy(), stored(gate_up).numpy(), workers)
     return out
+
+
+def _workers_for(x: Tensor) -> int:
+    """Threads that are worth waking."""
+    shares = x.numel() // _NUMBERS_PER_THREAD
+    # To ask how many there are takes longer than a row does.
+    return threads_for(shares) if shares > 1 else 1
 
 
 def warm_up(width: int, dtype: torch.dtype) -> None:
@@ -74,17 +81,24 @@ def _rms_norm_kernel(number: types.Type, parallel: bool):
     # Exact, as a row must not depend on how many there are: the two variants would be vectorised each in its own way.
     @kept(signature, parallel=parallel, nogil=True, **EXACT)
     def kernel(out, x, weight, eps, num_workers):
-        num_rows, width = x.shape
+        num_rows = x.shape[0]
         for worker in prange(num_workers):
             for row in range(num_rows * worker // num_workers, num_rows * (worker + 1) // num_workers):
-                squares = sum_of_squares(x[row])
-                for i in range(width // BLOCK * BLOCK, width):
-                    squares += x[row, i] * x[row, i]
-                factor = _ONE / np.sqrt(squares / np.float32(width) + eps)
-                for i in range(width):
-                    out[row, i] = narrow(x[row, i] * factor * weight[i], out[row, i])
+                put_normed(out, row, x[row], weight, eps)
 
     return kernel
+
+
+@njit(**EXACT)
+def put_normed(out, row, x, weight, eps):
+    """A normalised row, rounded, to one of ``out``; see `rms_norm`."""
+    width = x.shape[0]
+    squares = sum_of_squares(x)
+    for i in range(width // BLOCK * BLOCK, width):
+        squares += x[i] * x[i]
+    factor = _ONE / np.sqrt(squares / np.float32(width) + eps)
+    for i in range(width):
+        out[row, i] = narrow(x[i] * factor * weight[i], out[row, i])
 
 
 @cache
