@@ -93,7 +93,7 @@ class Decoder:
             tokens: int64 [N], those of the step whose logits are wanted. The others as for `forward`.
 
         Returns:
-            As `logits`, to the last bit.
+            As `logits`.
         """
         return self._capped(self._ending(self._residual_stream(input_ids, positions, kv_caches, batches), tokens))
 

@@ -13,7 +13,7 @@ is computed with it.
 
 Weights lie as in `octavo.kernels.cpu.packing`, but for 64 inputs in a tile instead of 32, four of which lie side by
 side; the inputs are filled up with zeros. Rows lie in tiles as well, of 16 rows and 64 inputs: for AMX all high bytes
-(1 KiB), then all low ones, and for vectors number by number.
+(1 KiB), then all low ones, and for vectors row by row.
 """
 
 from __future__ import annotations

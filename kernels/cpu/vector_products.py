@@ -40,6 +40,8 @@ from octavo.kernels.cpu.vectors import IS_WIDE, KNOWS_BFLOAT, emit_fused, emit_p
 MANY = 8 if IS_WIDE else 6
 # Rows up to which both panels of weights are computed at once: with few sums the arithmetic would wait for itself.
 MOST_OF_BOTH = 8 if IS_WIDE else 3
+# The same of rows in fixed point, and half of that; they are summed with one panel at a time.
+_MANY_FIXED, _SOME_FIXED = (8, 4) if IS_WIDE else (2, 2)
 _UNROLLED = 2  # pairs of inputs
 BOTH = -1  # of two inputs' numbers, instead of 0 or 1
 _STEPS = BLOCK // 2 // _UNROLLED  # of a block
@@ -166,25 +168,19 @@ def multiply_bytes(sums, numbers, first_weight, blocks, fixed, first_x, count, f
             while row < end:
                 to, at, left = (panel * ROWS + row) * OUTPUTS, x + row * 4 * BLOCK, end - row
                 ahead = AHEAD if fetch == 1 and panel == 0 and row == 0 else 0
-                if left > 2 and IS_WIDE:
-                    rows = _sum_many_fixed(sums, to, numbers, weight, now, fixed, at, left, ahead)
+                # The last rows may be nobody's.
+                if left > _SOME_FIXED:
+                    _sum_fixed_rows(sums, to, numbers, weight, now, fixed, at, ahead, _MANY_FIXED)
+                    row += _MANY_FIXED
+                elif left > 2:
+                    _sum_fixed_rows(sums, to, numbers, weight, now, fixed, at, ahead, _SOME_FIXED)
+                    row += _SOME_FIXED
                 elif left > 1:
                     _sum_fixed_rows(sums, to, numbers, weight, now, fixed, at, ahead, 2)
-                    rows = 2
+                    row += 2
                 else:
                     _sum_fixed_rows(sums, to, numbers, weight, now, fixed, at, ahead, 1)
-                    rows = 1
-                row += rows
-
-
-@njit(**EXACT)
-def _sum_many_fixed(sums, to, numbers, weight, blocks, fixed, at, left, ahead):
-    """As many rows as wide registers have room for; how many that were, of which the last ones may be nobody's."""
-    if left > 4:
-        _sum_fixed_rows(sums, to, numbers, weight, blocks, fixed, at, ahead, 8)
-        return 8
-    _sum_fixed_rows(sums, to, numbers, weight, blocks, fixed, at, ahead, 4)
-    return 4
+                    row += 1
 
 
 @intrinsic(prefer_literal=True)
@@ -202,8 +198,7 @@ def _sum_fixed_rows(typingctx, sums, first_sum, numbers, first_weight, blocks, f
     totals, shorts = ir.VectorType(I32, lanes), ir.VectorType(I16, 2 * lanes)
 
     def codegen(context, builder, signature, args):
-        weight = emit_address(context, builder, signature, args, 2)
-        first = builder.bitcast(emit_address(context, builder, signature, args, 5), _BYTE.as_pointer())
+        weight, first = (emit_address(context, builder, signature, args, i) for i in (2, 5))
         cells = {
             (r, j): cgutils.alloca_once_value(builder, ir.Constant(totals, [0] * lanes)) for r in rows for j in columns
         }
@@ -221,7 +216,7 @@ def _sum_fixed_rows(typingctx, sums, first_sum, numbers, first_weight, blocks, f
 
         lines = builder.select(builder.icmp_signed(">", args[7], _INT64(0)), _INT64(4 * _TILE // LINE), _INT64(0))
         with cgutils.for_range(builder, args[4]) as loop:
-            # A block has as many bytes of weights, in both panels, as of rows.
+            # A block has as many bytes of weights, in both panels, as of rows: 64 inputs of 32 outputs, or of 16 rows.
             offset = builder.mul(loop.index, _INT64(4 * _TILE))
             weight_block, row_block = builder.gep(weight, [offset]), builder.gep(first, [offset])
             fetched = builder.gep(weight_block, [args[7]])
