@@ -17,11 +17,10 @@ from octavo.kernels.cpu.bits import NUMBA_TYPES, stored
 from octavo.kernels.cpu.disk_cache import kept
 from octavo.kernels.cpu.elementary import EXACT
 from octavo.kernels.cpu.fused import put_normed
-from octavo.kernels.cpu.int8 import NUM_SUMS
-from octavo.kernels.cpu.linear import ROW_BLOCK, room_bytes, store_product, workers_for
-from octavo.kernels.cpu.packing import GROUP, OUTPUTS, groups_of
-from octavo.kernels.cpu.products import configure, release, type_of_rows
-from octavo.kernels.cpu.tiles import ROWS, tile_rows, tiled_size
+from octavo.kernels.cpu.linear import store_share, workers_for
+from octavo.kernels.cpu.packing import OUTPUTS
+from octavo.kernels.cpu.products import type_of_rows
+from octavo.kernels.cpu.tiles import tile_rows, tiled_size
 
 _NO_BIAS = np.empty(0, np.float32)
 
@@ -79,14 +78,8 @@ def _kernel(dtype: torch.dtype):
                 put_normed(normed, i, x[rows[i]], norm, eps)
             tiled = np.empty(tiled_size(num_rows, num_inputs), row_type)
             tile_rows(tiled, normed)
-            sums, config = np.empty(2 * ROWS * GROUP, np.float32), np.zeros(64, np.uint8)
-            room = np.empty(room_bytes(num_rows, num_inputs) if scales.shape[0] > 0 else 0, np.uint8)
-            weights = words, numbers, scales, room, np.empty(ROW_BLOCK, np.float32), np.empty(NUM_SUMS, np.int32)
-            configure(config, min(num_rows, ROWS))
-            store_product(
-                (flat, width), tiled, num_rows, num_inputs, weights, groups_of(width), _NO_BIAS, worker, num_workers,
-                sums,
+            store_share(
+                (flat, width), tiled, num_rows, num_inputs, words, numbers, scales, _NO_BIAS, worker, num_workers
             )  # fmt: skip
-            release()
 
     return kernel

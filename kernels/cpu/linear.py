@@ -101,16 +101,24 @@ def _linear_kernel(result: types.Type, number: types.Type):
         tile_rows(tiled, x)
         flat, width = out.reshape(-1), out.shape[1]
         for worker in prange(num_workers):
-            sums, config = np.empty(2 * ROWS * GROUP, np.float32), np.zeros(64, np.uint8)
-            room = np.empty(room_bytes(num_rows, num_inputs) if scales.shape[0] > 0 else 0, np.uint8)
-            weights = words, numbers, scales, room, np.empty(ROW_BLOCK, np.float32), np.empty(NUM_SUMS, np.int32)
-            configure(config, min(num_rows, ROWS))
-            store_product(
-                (flat, width), tiled, num_rows, num_inputs, weights, groups_of(width), bias, worker, num_workers, sums
+            store_share(
+                (flat, width), tiled, num_rows, num_inputs, words, numbers, scales, bias, worker, num_workers
             )  # fmt: skip
-            release()
 
     return kernel
+
+
+@njit(**EXACT)
+def store_share(target, tiled, num_rows, num_inputs, words, numbers, scales, bias, worker, num_workers):
+    """A worker's share of `store_product`, with scratch memory and a configuration of its own."""
+    sums, config = np.empty(2 * ROWS * GROUP, np.float32), np.zeros(64, np.uint8)
+    room = np.empty(room_bytes(num_rows, num_inputs) if scales.shape[0] > 0 else 0, np.uint8)
+    weights = words, numbers, scales, room, np.empty(ROW_BLOCK, np.float32), np.empty(NUM_SUMS, np.int32)
+    configure(config, min(num_rows, ROWS))
+    store_product(
+        target, tiled, num_rows, num_inputs, weights, groups_of(target[1]), bias, worker, num_workers, sums
+    )  # fmt: skip
+    release()
 
 
 @njit(**EXACT)
